@@ -60,8 +60,11 @@ def _scalar(text: str) -> Scalar:
 def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, str) and _scalar(value) == value and not re.search(r"[\[\],=\s]", value):
-        return value
+    if isinstance(value, str):
+        if re.search(r"[\[\],=\s]", value):
+            raise ValueError(f"{value!r} cannot stand in a spec; leave out spaces, brackets, commas and =")
+        if value and _scalar(value) == value:
+            return value
     return json.dumps(value)
 
 

@@ -1,0 +1,146 @@
+"""Connecting to Ray: an embedded one of this process, or the cluster at an address; what its nodes offer."""
+
+import contextlib
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+# Read by Ray when it is first imported.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a task without a GPU sees none
+
+import ray
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from scl_ray.config import InputError, Resources, Slot
+
+ANSWER_WITHIN = 8.0  # seconds that a cluster's head may take to say that it is there
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """A connection to Ray for the time of the block: to the cluster at *address*, or to a local Ray when it is None."""
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init(address="local", include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=resolve(address), **quiet)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"--address {address}: the cluster refused ({reason}); use the token and the versions of "
+                             "Ray and Python that its head was started with") from error  # fmt: skip
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resolve(address: str) -> str:
+    """``host:port`` of the cluster at *address*, ``auto`` being the one this machine belongs to.
+
+    Raises InputError when none answers, since Ray itself would try again for minutes.
+    """
+    if address.startswith("ray://"):
+        raise InputError(f"--address {address}: Ray Client is not served; run on the cluster with `ray job submit "
+                         "--address http://HEAD:8265 -- python sweeps/full_grid.py --address auto`")  # fmt: skip
+    start = "start one with `ray start --head`, or leave --address out for a local Ray"
+    try:
+        # Ray has no public call that says which cluster `auto` means without also connecting to it.
+        found = canonicalize_bootstrap_address_or_die(address)
+        host, _, port = found.rpartition(":")
+        answers = _speaks_http2(host.strip("[]"), int(port))
+    except (ConnectionError, ValueError, OSError) as error:
+        raise InputError(f"--address {address}: no Ray cluster was found; {start}") from error
+    if not answers:
+        raise InputError(f"--address {address}: no Ray cluster answers at {found}; {start}")
+    return found
+
+
+def _speaks_http2(host: str, port: int) -> bool:
+    """Whether a gRPC server, as a Ray head is, listens there: it answers the HTTP/2 preface with a SETTINGS frame."""
+    try:
+        with socket.create_connection((host, port), timeout=ANSWER_WITHIN) as connection:
+            connection.settimeout(ANSWER_WITHIN)
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            head = connection.recv(9)
+    except OSError:
+        return False
+    return len(head) >= 4 and head[3] == 4
+
+
+def task_options(slot: Slot) -> dict[str, object]:
+    """Options of a remote task on one slot, outside the placement group of the coordinator that starts it.
+
+    Ray never retries by itself: the coordinator does, a bounded number of times.
+    """
+    return {
+        "num_cpus": slot.cpus,
+        "num_gpus": slot.gpus if ray.cluster_resources().get("GPU", 0) else 0,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=None),
+        "max_retries": 0,
+    }
+
+
+def slots(slot: Slot) -> int:
+    """How many tasks of this kind the cluster runs at once. Raises InputError when no node can run even one."""
+    gpus_anywhere = ray.cluster_resources().get("GPU", 0) > 0
+    total = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            fits = has.get("CPU", 0) // slot.cpus
+            if gpus_anywhere and slot.gpus:
+                fits = min(fits, has.get("GPU", 0) // slot.gpus)
+            total += int(fits)
+    if not total:
+        gpus = f" and {slot.gpus:g} GPUs" if gpus_anywhere and slot.gpus else ""
+        raise InputError(f"resources: no node of the cluster has {slot.cpus} CPUs{gpus} for one task; "
+                         "lower resources.train and resources.evaluate")  # fmt: skip
+    return total
+
+
+def check_resources(resources: Resources) -> int:
+    """The number of training slots. Raises InputError when training or evaluation fits on no node."""
+    slots(resources.evaluate)
+    return slots(resources.train)
+
+
+def check_shared_folder(folder: Path) -> None:
+    """Raise InputError unless every node of the cluster can read and write *folder*."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    probe.write_text(probe.name)
+    try:
+        for node in ray.nodes():
+            if not node["Alive"]:
+                continue
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            reads = _sees.options(num_cpus=0, scheduling_strategy=here, max_retries=1)
+            try:
+                problem = ray.get(reads.remote(str(probe)), timeout=60)
+            except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+                problem = str(error).splitlines()[0]
+            if problem:
+                raise InputError(f"--out {folder}: node {node['NodeManagerAddress']} cannot use it ({problem}); "
+                                 "give a folder that every node mounts, or s3://…")  # fmt: skip
+    finally:
+        probe.unlink()
+
+
+@ray.remote
+def _sees(probe: str) -> str | None:
+    path = Path(probe)
+    try:
+        if path.read_text() != path.name:
+            return "it holds other files there"
+        answer = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
+        answer.touch()
+        answer.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

@@ -1,0 +1,147 @@
+"""How far a sweep is: one live view on a terminal, plain lines elsewhere."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from scl_ray.plan import Plan, total_images
+
+LINE_EVERY = 30.0  # seconds between two plain lines when nothing notable happens
+
+
+class Progress:
+    """Follows the coordinators' reports and shows them while its ``with`` block lasts."""
+
+    def __init__(self, plan: Plan, slots: int, console: Console) -> None:
+        self.plan, self.slots, self.console = plan, slots, console
+        self.phase = {trial: "waiting" for trial in plan.work}
+        self.epoch = {trial: 0 for trial in plan.work}
+        self.loss: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+        self.shards_left = {trial: len(work.shards) for trial, work in plan.work.items()}
+        self.images_left = {trial: total_images(work.shards) for trial, work in plan.work.items()}
+        self.shards = sum(self.shards_left.values())
+        self.images = sum(self.images_left.values())
+        self.train_seconds = self.evaluate_seconds = 0.0
+        self.epochs_seen = self.images_seen = 0
+        self.started = self._last_line = time.monotonic()
+        self._live = Live(console=console, get_renderable=self._view, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            self._live.start()
+        else:
+            done = len(self.plan.trials) - len(self.plan.work)
+            self.console.print(f"{len(self.plan.work)} trials to run on {self.slots} slots, {done} already done; "
+                               f"{self.shards} shards to evaluate")  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def update(self, trial: str, report: Mapping[str, Any]) -> None:
+        """Take one report of a trial's coordinator."""
+        phase, label = report["phase"], self.plan.work[trial].trial.label
+        match phase:
+            case "training":
+                metrics = report["epoch_metrics"]
+                self.epoch[trial], self.loss[trial] = metrics["epoch"], metrics["loss"]
+                self.train_seconds += metrics["seconds"]
+                self.epochs_seen += 1
+            case "trained":
+                self.epoch[trial] = self.plan.work[trial].trial.training.epochs
+            case "evaluating":
+                self.shards_left[trial] -= 1
+                self.images_left[trial] -= report["shard_images"]
+                self.images_seen += report["shard_images"]
+                self.evaluate_seconds += report["shard_seconds"]
+            case "failed":
+                self.failures[trial] = report["error"]
+                self._say(f"[red]failed[/red]     {label}: {report['error']}")
+            case "retry":
+                self._say(f"[yellow]again[/yellow]      {label}: {report['error']}")
+        if phase == "trained" and self.plan.work[trial].train:
+            self._say(f"trained    {label}" + (f" (loss {self.loss[trial]:.3f})" if trial in self.loss else ""))
+        if phase == "done":
+            self._say(f"evaluated  {label}")
+        if phase != "retry":
+            self.phase[trial] = "evaluating" if phase == "trained" else phase
+        if not self.console.is_terminal and time.monotonic() - self._last_line > LINE_EVERY:
+            self._say(self._sentence())
+
+    def seconds_left(self) -> float | None:
+        """An estimate of the time to the end, or None before anything was measured."""
+        epochs = sum(work.trial.training.epochs - self.epoch[t] for t, work in self.plan.work.items() if self._trains(t))
+        images = sum(left for trial, left in self.images_left.items() if trial not in self.failures)
+        if (epochs and not self.epochs_seen) or (images and not self.images_seen and not self.epochs_seen):
+            return None
+        work = epochs * self.train_seconds / max(self.epochs_seen, 1)
+        # Before the first shard is back, a sweep's evaluation is taken to cost about as much as its training.
+        per_image = self.evaluate_seconds / self.images_seen if self.images_seen else None
+        work += images * per_image if per_image is not None else work
+        return work / self.slots
+
+    def _trains(self, trial: str) -> bool:
+        return self.plan.work[trial].train and self.phase[trial] in ("waiting", "training")
+
+    def _counts(self) -> tuple[Counter[str], dict[str, int]]:
+        phases = Counter(self.phase.values())
+        busy = min(self.slots, phases["training"])
+        waiting = sum(left for trial, left in self.shards_left.items() if self.phase[trial] == "evaluating")
+        running = min(self.slots - busy, waiting)
+        done = self.shards - sum(self.shards_left.values())
+        return phases, {"waiting": self.shards - done - running, "running": running, "done": done}
+
+    def _sentence(self) -> str:
+        phases, shards = self._counts()
+        left = self.seconds_left()
+        return (
+            f"trials: {phases['waiting']} waiting, {phases['training']} training, {phases['evaluating']} evaluating, "
+            f"{phases['done']} done, {phases['failed']} failed; shards: {shards['waiting']} waiting, "
+            f"{shards['running']} running, {shards['done']} done; {self._rate():.1f} images/s; "
+            f"{'time left not known yet' if left is None else f'about {_clock(left)} left'}"
+        )
+
+    def _rate(self) -> float:
+        return self.images_seen / max(time.monotonic() - self.started, 1e-9)
+
+    def _view(self) -> Group:
+        phases, shards = self._counts()
+        left = self.seconds_left()
+        head = Table.grid(padding=(0, 2))
+        head.add_row("trials", *(f"{phases[p]} {p}" for p in ("waiting", "training", "evaluating", "done", "failed")))
+        head.add_row("shards", *(f"{count} {state}" for state, count in shards.items()), f"{self._rate():.1f} images/s")
+        total = len(self.plan.work) + self.shards
+        finished = sum(p in ("evaluating", "done", "failed") for p in self.phase.values()) + shards["done"]
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            ProgressBar(total=max(total, 1), completed=finished, width=50),
+            f"{_clock(time.monotonic() - self.started)} so far",
+            "time left not known yet" if left is None else f"about {_clock(left)} left",
+        )
+        rows = Table.grid(padding=(0, 2))
+        for trial, work in self.plan.work.items():
+            if self.phase[trial] == "training":
+                rows.add_row("training", work.trial.label, f"epoch {self.epoch[trial]}/{work.trial.training.epochs}",
+                             f"loss {self.loss[trial]:.3f}")  # fmt: skip
+            elif self.phase[trial] == "evaluating" and self.shards_left[trial]:
+                rows.add_row("evaluating", work.trial.label, f"{self.shards_left[trial]} shards left", "")
+        return Group(head, rows, bar)
+
+    def _say(self, line: str) -> None:
+        self._last_line = time.monotonic()
+        self.console.print(Text.from_markup(f"[dim]{_clock(self._last_line - self.started)}[/dim]  {line}"))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,113 @@
+"""What runs on a slot: training one trial, and explaining and scoring one shard of its evaluation.
+
+Plain functions, so that they also run without Ray. torch is imported inside them: coordinators import this module too,
+and stay light without it.
+"""
+
+import contextlib
+import io
+import platform
+import socket
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scl_ray import plugins
+from scl_ray.config import Trial
+from scl_ray.plan import SAMPLE
+from scl_ray.store import Shard, Store, evaluation
+
+if TYPE_CHECKING:
+    from scl_ray.checkpoint import Checkpoint
+    from scl_ray.datasets import Dataset
+
+def train(
+    store: Store, trial_id: str, trial: Trial, about: Mapping[str, Any], dataset: "Dataset",
+    sources: Mapping[str, str], threads: int,
+) -> Iterator[dict[str, Any]]:
+    """Train one trial, yielding its metrics once an epoch; it goes on from its last whole epoch where there is one.
+
+    *about* is what the trial's record says in any case. At the end the checkpoint and the record lie in the store and what resuming needed is gone.
+    """
+    import torch
+
+    from scl_ray import checkpoint, training
+
+    device = _prepare(sources, threads)
+    resume = f"checkpoints/{trial_id}/resume.pt"
+    saved = store.read(resume)
+    progress = torch.load(io.BytesIO(saved), weights_only=True) if saved else {"state": None, "epochs": [], "seconds": 0.0}
+    epochs, state, before = progress["epochs"], progress["state"], progress["seconds"]
+    started = time.perf_counter()
+    for metrics, state in training.fit(dataset, trial, device=device, state=state):
+        epochs.append(metrics)
+        seconds = before + time.perf_counter() - started
+        buffer = io.BytesIO()
+        torch.save({"state": state, "epochs": epochs, "seconds": seconds}, buffer)
+        store.write(resume, buffer.getvalue())
+        yield metrics
+    trained, measured = training.finish(dataset, trial, state, device=device)
+    store.write_checkpoint(trial_id, checkpoint.to_files(trained))
+    store.write_record(trial_id, {
+        **about,
+        "status": "trained",
+        "checkpoint": f"checkpoints/{trial_id}",
+        "readouts": {protocol: trained.readout_name(protocol) for protocol in ("corrected", "published")},
+        "epochs": epochs,
+        "metrics": measured,
+        "seconds": before + time.perf_counter() - started,
+        "host": socket.gethostname(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "finished": time.strftime("%FT%TZ", time.gmtime()),
+        "versions": {name: version(name) for name in ("scl_ray", "torch", "torchvision", "ray", "captum")},
+    })  # fmt: skip
+    store.remove(resume)
+
+
+def evaluate(
+    store: Store, trial_id: str, shard: Shard, dataset: "Dataset", sources: Mapping[str, str], threads: int, save_maps: bool
+) -> float:
+    """Explain and score one shard and write its parts, the scores last. Returns the seconds it took."""
+    from scl_ray.evaluation import evaluate as measure
+
+    device = _prepare(sources, threads)
+    started = time.perf_counter()
+    result = measure(
+        _checkpoint(store, trial_id), dataset, shard.first, shard.last, [v.cell for v in shard.cells],
+        readouts=shard.readouts, device=device, sample=SAMPLE, save_maps=save_maps,
+    )  # fmt: skip
+    name = evaluation(shard.cells)
+    if result.maps.num_rows:
+        last = shard.last if save_maps else min(shard.last, SAMPLE - 1)
+        store.write_part("samples", trial_id, name, shard.first, last, result.maps, shard.cells)
+    if result.curves.num_rows:
+        store.write_part("curves", trial_id, name, shard.first, min(shard.last, SAMPLE - 1), result.curves, shard.cells)
+    for readout, table in result.predictions.items():
+        store.write_part("predictions", trial_id, readout, shard.first, shard.last, table)
+    if shard.cells:
+        store.write_part("scores", trial_id, name, shard.first, shard.last, result.scores, shard.cells)
+    return time.perf_counter() - started
+
+
+def _prepare(sources: Mapping[str, str], threads: int) -> str:
+    import torch
+
+    # The images are shared by all workers of a node, read-only; nothing here writes to them.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    plugins.install(sources, Path(tempfile.gettempdir()))
+    torch.set_num_threads(threads)
+    with contextlib.suppress(RuntimeError):  # may be set only once in the life of a worker
+        torch.set_num_interop_threads(1)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@lru_cache(maxsize=2)
+def _checkpoint(store: Store, trial_id: str) -> "Checkpoint":
+    from scl_ray.checkpoint import from_files
+
+    return from_files(store.read_checkpoint(trial_id))

@@ -1,0 +1,249 @@
+"""The store of a sweep: records, checkpoints and Parquet parts below ``<out>/<sweep name>``.
+
+A part file is either whole or absent. Its name says which ranks it holds, its footer which cells; together they say
+what is finished, and what is missing is what is wanted minus what is held.
+"""
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from scl_ray.config import Cell, InputError, digest
+
+SCHEMA = 1
+FOOTER = b"scl_ray"
+
+_PART = re.compile(r"(?P<holds>\w+)-(?P<first>\d{6,})-(?P<last>\d{6,})\.parquet")
+
+
+class Versioned(NamedTuple):
+    """A cell together with the version of its definition."""
+
+    cell: Cell
+    version: str
+
+
+class Part(NamedTuple):
+    """One Parquet file: *holds* is its evaluation's hash or its read-out, ranks run from *first* to *last* inclusive."""
+
+    path: str
+    holds: str
+    first: int
+    last: int
+
+
+class Shard(NamedTuple):
+    """One task of evaluation: ranks *first* to *last*, inclusive, of the dataset's evaluation order.
+
+    ``cells`` are scored, the predictions of ``readouts`` are written, and with ``maps`` every attribution map is kept.
+    """
+
+    first: int
+    last: int
+    cells: tuple[Versioned, ...]
+    readouts: tuple[str, ...]
+    maps: bool = False
+
+    @property
+    def images(self) -> int:
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where one sweep's results lie: a folder *root* on the fsspec filesystem *fs*."""
+
+    fs: fsspec.AbstractFileSystem
+    root: str
+
+    def path(self, *parts: str) -> str:
+        return "/".join((self.root, *parts))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole or not at all."""
+        full = self.path(path)
+        if not isinstance(self.fs, LocalFileSystem):
+            self.fs.pipe_file(full, data)
+            return
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        partial = f"{full}.{os.getpid()}.partial"
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, full)
+
+    def read(self, path: str) -> bytes | None:
+        """The file's content, or None where there is no such file."""
+        try:
+            return bytes(self.fs.cat_file(self.path(path)))
+        except FileNotFoundError:
+            return None
+
+    def remove(self, path: str) -> None:
+        if self.fs.exists(self.path(path)):
+            self.fs.rm(self.path(path), recursive=True)
+
+    def write_json(self, path: str, value: Any) -> None:
+        self.write(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False).encode())
+
+    def read_json(self, path: str) -> Any | None:
+        data = self.read(path)
+        return None if data is None else json.loads(data)
+
+    def write_table(self, path: str, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write(path, sink.getvalue().to_pybytes())
+
+    # -- trials ---------------------------------------------------------------------------------------------------
+
+    def record(self, trial: str) -> dict[str, Any] | None:
+        """The trial's record, ``trials/<trial>.json``, or None where it has none."""
+        return self.read_json(f"trials/{trial}.json")
+
+    def write_record(self, trial: str, record: Mapping[str, Any]) -> None:
+        self.write_json(f"trials/{trial}.json", {"schema": SCHEMA, "trial": trial, **record})
+
+    def write_checkpoint(self, trial: str, files: Mapping[str, bytes]) -> None:
+        # checkpoint.json is the last to be written: where it is, the checkpoint is whole.
+        for name in sorted(files, key=lambda name: name == "checkpoint.json"):
+            self.write(f"checkpoints/{trial}/{name}", files[name])
+
+    def read_checkpoint(self, trial: str) -> dict[str, bytes]:
+        names = ("weights.safetensors", "checkpoint.json")
+        return {name: self.fs.cat_file(self.path("checkpoints", trial, name)) for name in names}
+
+    def is_trained(self, trial: str) -> bool:
+        record = self.record(trial)
+        return record is not None and record["status"] == "trained" and bool(
+            self.fs.exists(self.path("checkpoints", trial, "checkpoint.json")))  # fmt: skip
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def parts(self, kind: str, trial: str) -> list[Part]:
+        """The whole parts of one trial; *kind* is ``scores``, ``predictions``, ``curves`` or ``samples``."""
+        try:
+            names = self.fs.ls(self.path(kind, trial), detail=False)
+        except FileNotFoundError:
+            return []
+        found = [(name, _PART.fullmatch(name.rsplit("/", 1)[-1])) for name in sorted(names)]
+        return [Part(name, m["holds"], int(m["first"]), int(m["last"])) for name, m in found if m]
+
+    def cells(self, part: Part) -> tuple[Versioned, ...]:
+        """The cells that a part's footer lists."""
+        return _footer_cells(self, part.path)
+
+    def write_part(self, kind: str, trial: str, holds: str, first: int, last: int, table: pa.Table,
+                   cells: Sequence[Versioned] = ()) -> None:  # fmt: skip
+        """Write one part; the ``trial`` column and the footer are added here."""
+        table = table.add_column(0, "trial", pa.repeat(pa.scalar(trial), table.num_rows))
+        footer = {"schema": SCHEMA, "trial": trial, "holds": holds, "first": first, "last": last,
+                  "cells": [[*v.cell, v.version] for v in cells]}  # fmt: skip
+        table = table.replace_schema_metadata({FOOTER: json.dumps(footer).encode()})
+        self.write_table(f"{kind}/{trial}/{holds}-{first:06d}-{last:06d}.parquet", table)
+
+    def missing(self, trial: str, wanted: Sequence[Versioned], readouts: Sequence[str], images: int,
+                shard_images: int, save_maps: bool = False) -> list[Shard]:  # fmt: skip
+        """What is to be computed for a trial: wanted minus held, as ranges cut on multiples of *shard_images*."""
+        held: dict[Any, list[tuple[int, int]]] = defaultdict(list)
+        for part in self.parts("scores", trial):
+            for versioned in self.cells(part):
+                held[versioned].append((part.first, part.last))
+        for part in self.parts("predictions", trial):
+            held[part.holds].append((part.first, part.last))
+        if save_maps:
+            for part in self.parts("samples", trial):
+                for versioned in self.cells(part):
+                    held["map", versioned.cell.method, versioned.version].append((part.first, part.last))
+        maps = {("map", v.cell.method, v.version): v for v in wanted} if save_maps else {}
+        by_range: dict[tuple[int, int], set[Any]] = defaultdict(set)
+        for item in (*wanted, *readouts, *maps):
+            for span in gaps(held[item], images, shard_images):
+                by_range[span].add(item)
+        return [
+            Shard(first, last,
+                  tuple(v for v in wanted if v in items or any(maps.get(i) == v for i in items)),
+                  tuple(r for r in readouts if r in items),
+                  any(i in maps for i in items))
+            for (first, last), items in sorted(by_range.items())
+        ]  # fmt: skip
+
+    def remove_superseded(self, trial: str, current: Iterable[Versioned]) -> None:
+        """Remove scores of older versions of the *current* cells, all of which must be held."""
+        version = {v.cell: v.version for v in current}
+        for kind in ("scores", "curves", "samples"):
+            for part in self.parts(kind, trial):
+                cells = self.cells(part)
+                kept = [v for v in cells if version.get(v.cell, v.version) == v.version]
+                if len(kept) == len(cells):
+                    continue
+                if kept:
+                    table = _rows_of(self._table(part), kept)
+                    self.write_part(kind, trial, evaluation(kept), part.first, part.last, table, kept)
+                self.fs.rm_file(part.path)
+
+    def _table(self, part: Part) -> pa.Table:
+        return pq.read_table(pa.BufferReader(self.fs.cat_file(part.path))).drop_columns("trial")
+
+
+def open_store(out: str, name: str) -> Store:
+    """The store of the sweep *name* below *out*, a folder or an fsspec URI."""
+    try:
+        fs, root = fsspec.core.url_to_fs(out)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"--out {out}: {error}; give a folder or an fsspec URI such as s3://bucket/runs") from error
+    return Store(fs, f"{root.rstrip('/')}/{name}")
+
+
+def evaluation(cells: Iterable[Versioned]) -> str:
+    """12 hex digits that stand for a set of cells with their versions."""
+    return digest(sorted([*v.cell, v.version] for v in cells))
+
+
+def gaps(held: Iterable[tuple[int, int]], images: int, step: int) -> Iterator[tuple[int, int]]:
+    """The inclusive ranges of 0..images-1 that *held* does not cover, cut on multiples of *step*."""
+    position = 0
+    for first, last in [*sorted(held), (images, images)]:
+        while position < min(first, images):
+            end = min(first, images, (position // step + 1) * step)
+            yield position, end - 1
+            position = end
+        position = max(position, last + 1)
+
+
+def local_folder(out: str) -> Path | None:
+    """The folder that *out* is on this machine, or None where it is a remote URI."""
+    fs, root = fsspec.core.url_to_fs(out)
+    return Path(root) if isinstance(fs, LocalFileSystem) else None
+
+
+@cache
+def _footer_cells(store: Store, path: str) -> tuple[Versioned, ...]:
+    with store.fs.open(path, "rb") as file:
+        footer = json.loads(pq.read_metadata(file).metadata[FOOTER])
+    return tuple(Versioned(Cell(method, metric), version) for method, metric, version in footer["cells"])
+
+
+def _rows_of(table: pa.Table, cells: Sequence[Versioned]) -> pa.Table:
+    kept = {v.cell for v in cells}
+    methods = {cell.method for cell in kept}
+    has_metric = "metric" in table.column_names
+    mask = [
+        (method, metric) in kept if has_metric else method in methods
+        for method, metric in zip(
+            table["method"].to_pylist(), table["metric"].to_pylist() if has_metric else table["method"].to_pylist(),
+            strict=True)
+    ]  # fmt: skip
+    return table.filter(pa.array(mask, pa.bool_()))
