@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator, model_validator
 
 from scl_ray import plugins, specs
 
@@ -142,6 +142,9 @@ class UserObjective(_Objective):
 BUILT_IN = {"cross_entropy": CrossEntropy, "supcon": SupCon, "triplet": Triplet, "simclr": SimCLR}
 
 
+_OBJECTIVES: dict[str, type[_Objective]] = {**BUILT_IN, "metric_learning": MetricLearning, "plugin": UserObjective}
+
+
 def _kind(value: Any) -> str:
     name = value.get("name", "") if isinstance(value, Mapping) else getattr(value, "name", "")
     if name in BUILT_IN:
@@ -230,27 +233,25 @@ class Evaluation(_Settings):
     """
 
     images: Annotated[int, Field(ge=1)] | None = None
+    protocol: list[Literal["corrected", "published"]] = Field(default=["corrected"], min_length=1)
     methods: Annotated[list[str], Field(min_length=1)]
     metrics: Annotated[list[str], Field(min_length=1)]
-    protocol: list[Literal["corrected", "published"]] = Field(default=["corrected"], min_length=1)
     precision: Literal["float32"] = "float32"
     save_maps: bool = False
 
-    @model_validator(mode="before")
+    @field_validator("protocol", mode="before")
     @classmethod
-    def _expand(cls, settings: Any) -> Any:
-        if not isinstance(settings, Mapping):
-            return settings
+    def _protocols(cls, value: Any) -> Any:
+        return _unique(_listed(value))
+
+    @field_validator("methods", "metrics", mode="before")
+    @classmethod
+    def _specs(cls, value: Any, info: ValidationInfo) -> list[str]:
         from scl_ray import attribution, metrics
 
-        expanded = dict(settings)
-        protocols = _listed(expanded.get("protocol", "corrected"))
-        expanded["protocol"] = protocols
-        for key, defaults_of in (("methods", attribution.defaults), ("metrics", metrics.defaults)):
-            if key in expanded:
-                entries = _listed(expanded[key])
-                expanded[key] = _unique(spec for e in entries for spec in _specs(e, protocols, defaults_of))
-        return expanded
+        resolve = attribution.resolve if info.field_name == "methods" else metrics.resolve
+        points = [point for entry in _listed(value) for point in _points(entry, info.data.get("protocol", []))]
+        return _unique(resolve(name, **parameters).spec for name, parameters in points)
 
 
 class Slot(_Settings):
@@ -282,7 +283,10 @@ class Sweep(_Settings):
         """The grid's trials: every objective with every backbone and seed, in the order of the configuration."""
         trials = []
         for objective in self.grid.objective:
-            training = Training.model_validate(self.training.model_dump() | objective.training)
+            try:
+                training = Training.model_validate(self.training.model_dump() | objective.training)
+            except ValidationError as error:
+                raise InputError(f"grid.objective.{objective.name}.training.{_sentence(error, Training)}") from error
             bare = objective.model_copy(update={"training": {}})
             for backbone in self.grid.backbone:
                 for seed in self.grid.seed:
@@ -360,19 +364,14 @@ def _objectives(entry: Any) -> Iterable[Any]:
     return [fixed | point | extra for point in specs.expand(axes) for extra in points]
 
 
-def _specs(entry: Any, protocols: list[Any], defaults_of: Any) -> Iterable[str]:
+def _points(entry: Any, protocols: list[str]) -> Iterable[tuple[str, dict[str, Any]]]:
     if isinstance(entry, str):
         name, parameters = specs.parse(entry)
     elif isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
         name, parameters = entry["name"], {key: value for key, value in entry.items() if key != "name"}
     else:
         raise ValueError(f"{entry!r} is neither a name, a spec nor a mapping with a name")
-    defaults = defaults_of(name)
-    for key in parameters:
-        if key not in defaults:
-            raise ValueError(f"{name} has no parameter {key!r}{_hint(key, defaults)}")
-    for point in specs.expand({"protocol": protocols, **parameters}):
-        yield specs.canonical(name, point, defaults)
+    return [(name, point) for point in specs.expand({"protocol": protocols, **parameters})]
 
 
 def _known_name(kind: str, name: str, registry: Mapping[str, Any], plugin: bool = True) -> str:
@@ -389,42 +388,37 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(known)}"
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first thing wrong, as one clause: ``key: what is wrong; what would be right``."""
+def _sentence(error: ValidationError, model: type[BaseModel] = Sweep) -> str:
+    """The first thing wrong with a *model*, as one clause: ``key: what is wrong; what would be right``."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part not in ("metric_learning", "plugin"))
-    given = first.get("input")
+    # Objectives were expanded before they were checked, so their numbers are not the configuration's.
+    loc = [part for part in first["loc"] if part not in ("metric_learning", "plugin")]
+    key = ".".join(str(part) for n, part in enumerate(loc) if not (isinstance(part, int) and loc[n - 1] == "objective"))
     match first["type"]:
         case "extra_forbidden":
-            return f"{key}: unknown key{_owner_hint(first['loc'])}"
+            return f"{key}: unknown key{_hint(str(loc[-1]), _keys(model, first['loc'][:-1]))}"
         case "missing":
             return f"{key}: is missing"
         case "value_error":
             return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
         case "too_short":
             return f"{key}: is empty; give at least one"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return f"{key}: must hold keys of its own, not {first['input']!r}"
+        case "string_pattern_mismatch":
+            return f"{key}: must be made of letters, digits, dots, dashes and underscores, not {first['input']!r}"
         case _:
-            message = first["msg"][0].lower() + first["msg"][1:]
-            return f"{key}: {message}, not {given!r}"
+            return f"{key}: {first['msg'].replace('Input should', 'should', 1)}, not {first['input']!r}"
 
 
-def _owner_hint(loc: tuple[int | str, ...]) -> str:
-    model: Any = Sweep
-    for part in loc[:-1]:
-        if isinstance(part, int):
-            continue
-        model = BUILT_IN.get(str(part)) or _model_of(model, str(part))
-        if model is None:
-            return ""
-    return _hint(str(loc[-1]), model.model_fields)
-
-
-def _model_of(model: Any, field: str) -> Any:
-    known = {"metric_learning": MetricLearning, "plugin": UserObjective, "objective": Grid}
-    if field in known:
-        return known[field]
-    annotation = model.model_fields[field].annotation if field in model.model_fields else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+def _keys(model: Any, loc: Iterable[int | str]) -> Iterable[str]:
+    """The keys that may stand at *loc* of a *model*'s YAML."""
+    for part in loc:
+        if part in _OBJECTIVES:
+            model = _OBJECTIVES[str(part)]
+        elif isinstance(part, str) and part != "objective":
+            model = model.model_fields[part].annotation
+    return list(model.model_fields)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -63,7 +63,7 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
     if not to_train and not jobs:
         console.print("nothing to do; nothing was written")
         return
-    seconds, operations = _cost(to_train, train_images, [(b, n * per_image[tuple(c)]) for b, n, c in jobs], size)
+    seconds, operations = _cost(to_train, train_images, [(b, n * per_image[tuple(c)]) for b, n, c in jobs], size, classes)
     console.print(f"estimate: about {_duration(seconds / slots)} on {slots} slots of this machine's CPU (a forward pass of "
                   f"each backbone was timed just now), or {operations / GPU_FLOPS / 3600:.2g} GPU-hours at an assumed "
                   f"{GPU_FLOPS / 1e12:g} TFLOP/s ({operations:.2g} floating-point operations)")  # fmt: skip
@@ -71,18 +71,18 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
 
 
 def _cost(
-    to_train: Sequence[Trial], train_images: int, evaluations: Sequence[tuple[str, int]], image_size: int
+    to_train: Sequence[Trial], train_images: int, evaluations: Sequence[tuple[str, int]], image_size: int, classes: int
 ) -> tuple[float, float]:
     """Seconds on one slot of this machine and floating-point operations, of all that is to be trained and evaluated.
 
     *evaluations* are (backbone, forward passes).
     """
-    from scl_ray.objectives import views
+    from scl_ray import objectives
 
     passes: dict[str, float] = {}
     for trial in to_train:
         # A training step costs about three forward passes: one forward, and a backward that costs two.
-        steps = 3 * views(trial.objective) * trial.training.epochs * train_images
+        steps = 3 * objectives.build(trial.objective, classes).views * trial.training.epochs * train_images
         passes[trial.backbone] = passes.get(trial.backbone, 0) + steps
     for backbone, count in evaluations:
         passes[backbone] = passes.get(backbone, 0) + count

@@ -105,9 +105,8 @@ def images_of(sweep: Sweep, available: int) -> int:
 
 def readouts(trial: Trial, sweep: Sweep) -> list[str]:
     """The read-outs whose predictions are kept: one for each protocol that is evaluated."""
-    from scl_ray.checkpoint import readout_name
-
-    return [readout_name(trial.objective.name, protocol) for protocol in sweep.evaluation.protocol]
+    kind = "own_layer" if trial.objective.name == "cross_entropy" else "linear_probe"
+    return [kind if protocol == "corrected" else f"{kind}_published" for protocol in sweep.evaluation.protocol]
 
 
 def shard_images(images: int, trials: int, slots: int) -> int:

@@ -4,6 +4,7 @@ A part file is either whole or absent. Its name says which ranks it holds, its f
 what is finished, and what is missing is what is wanted minus what is held.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -46,14 +47,15 @@ class Part(NamedTuple):
 class Shard(NamedTuple):
     """One task of evaluation: ranks *first* to *last*, inclusive, of the dataset's evaluation order.
 
-    ``cells`` are scored, the predictions of ``readouts`` are written, and with ``maps`` every attribution map is kept.
+    ``cells`` are scored, the predictions of ``readouts`` are written, and every attribution map of the methods of
+    ``maps`` is kept.
     """
 
     first: int
     last: int
     cells: tuple[Versioned, ...]
     readouts: tuple[str, ...]
-    maps: bool = False
+    maps: tuple[Versioned, ...] = ()
 
     @property
     def images(self) -> int:
@@ -78,11 +80,15 @@ class Store:
             return
         os.makedirs(os.path.dirname(full), exist_ok=True)
         partial = f"{full}.{os.getpid()}.partial"
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, full)
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, full)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(partial)
 
     def read(self, path: str) -> bytes | None:
         """The file's content, or None where there is no such file."""
@@ -166,17 +172,17 @@ class Store:
         if save_maps:
             for part in self.parts("samples", trial):
                 for versioned in self.cells(part):
-                    held["map", versioned.cell.method, versioned.version].append((part.first, part.last))
-        maps = {("map", v.cell.method, v.version): v for v in wanted} if save_maps else {}
+                    if versioned in wanted:
+                        held["map", versioned.cell.method].append((part.first, part.last))
+        # A method's map is the same whichever metric is scored on it: one cell stands for it.
+        maps = {("map", v.cell.method): v for v in reversed(wanted)} if save_maps else {}
         by_range: dict[tuple[int, int], set[Any]] = defaultdict(set)
         for item in (*wanted, *readouts, *maps):
             for span in gaps(held[item], images, shard_images):
                 by_range[span].add(item)
         return [
-            Shard(first, last,
-                  tuple(v for v in wanted if v in items or any(maps.get(i) == v for i in items)),
-                  tuple(r for r in readouts if r in items),
-                  any(i in maps for i in items))
+            Shard(first, last, tuple(v for v in wanted if v in items), tuple(r for r in readouts if r in items),
+                  tuple(versioned for item, versioned in maps.items() if item in items))
             for (first, last), items in sorted(by_range.items())
         ]  # fmt: skip
 
@@ -190,7 +196,7 @@ class Store:
                 if len(kept) == len(cells):
                     continue
                 if kept:
-                    table = _rows_of(self._table(part), kept)
+                    table = rows_of(self._table(part), kept)
                     self.write_part(kind, trial, evaluation(kept), part.first, part.last, table, kept)
                 self.fs.rm_file(part.path)
 
@@ -201,7 +207,8 @@ class Store:
 def open_store(out: str, name: str) -> Store:
     """The store of the sweep *name* below *out*, a folder or an fsspec URI."""
     try:
-        fs, root = fsspec.core.url_to_fs(out)
+        # Other processes write here too, so a listing is never taken from a cache.
+        fs, root = fsspec.core.url_to_fs(out, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise InputError(f"--out {out}: {error}; give a folder or an fsspec URI such as s3://bucket/runs") from error
     return Store(fs, f"{root.rstrip('/')}/{name}")
@@ -236,14 +243,12 @@ def _footer_cells(store: Store, path: str) -> tuple[Versioned, ...]:
     return tuple(Versioned(Cell(method, metric), version) for method, metric, version in footer["cells"])
 
 
-def _rows_of(table: pa.Table, cells: Sequence[Versioned]) -> pa.Table:
-    kept = {v.cell for v in cells}
-    methods = {cell.method for cell in kept}
-    has_metric = "metric" in table.column_names
-    mask = [
-        (method, metric) in kept if has_metric else method in methods
-        for method, metric in zip(
-            table["method"].to_pylist(), table["metric"].to_pylist() if has_metric else table["method"].to_pylist(),
-            strict=True)
-    ]  # fmt: skip
-    return table.filter(pa.array(mask, pa.bool_()))
+def rows_of(table: pa.Table, cells: Sequence[Versioned]) -> pa.Table:
+    """The rows of *table* that belong to *cells*; where it has no metric, to their methods."""
+    keys = ["method", "metric"] if "metric" in table.column_names else ["method"]
+    wanted = pa.table({
+        "method": pa.array([v.cell.method for v in cells]), "metric": pa.array([v.cell.metric for v in cells])
+    }).select(keys).group_by(keys).aggregate([])  # fmt: skip
+    plain = table.select(keys).cast(pa.schema([(key, pa.string()) for key in keys]))
+    found = plain.append_column("row", pa.array(range(table.num_rows), pa.int64())).join(wanted, keys, join_type="left semi")
+    return table.take(found["row"].sort())

@@ -36,7 +36,7 @@ def coordinate(
             tune.report({"phase": "failed", "error": problem})
             return
     tune.report({"phase": "trained"})
-    failed = _evaluated(trial_id, work, plan, store, dataset, sources, evaluate_options)
+    failed = _evaluated(trial_id, work, store, dataset, sources, evaluate_options)
     if not failed:
         store.remove_superseded(trial_id, plan.cells)
     tune.report({"phase": "failed", "error": "; ".join(failed)} if failed else {"phase": "done"})
@@ -67,15 +67,14 @@ def _trained(
 
 
 def _evaluated(
-    trial_id: str, work: Work, plan: Plan, store: Store, dataset: list[ray.ObjectRef], sources: Mapping[str, str],
+    trial_id: str, work: Work, store: Store, dataset: list[ray.ObjectRef], sources: Mapping[str, str],
     options: Mapping[str, Any],
 ) -> list[str]:  # fmt: skip
     """Run every shard; one that fails does not stop the others. Returns what went wrong."""
     start = _evaluate.options(**options)
-    save_maps = plan.sweep.evaluation.save_maps
 
     def submit(shard: Shard) -> ray.ObjectRef:
-        return start.remote(store, trial_id, shard, dataset[0], sources, options["num_cpus"], save_maps)
+        return start.remote(store, trial_id, shard, dataset[0], sources, options["num_cpus"])
 
     running = {submit(shard): (shard, 1) for shard in work.shards}
     failed = []

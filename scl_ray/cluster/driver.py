@@ -6,8 +6,8 @@ MLflow. Tune's restore is not used: identity and what is on disk decide what run
 
 import contextlib
 import os
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Ray is configured by its environment, so this import comes before Ray's own.
@@ -24,49 +24,52 @@ import yaml
 from ray import tune
 from rich.console import Console
 
-from scl_ray import lock, plugins
+from scl_ray import datasets, lock, plugins, report, tracking
 from scl_ray import plan as planning
 from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
 from scl_ray.config import InputError, Sweep
 from scl_ray.plan import Plan
+from scl_ray.results import open_results, trial_means
 from scl_ray.store import Store, local_folder, open_store
 
 if TYPE_CHECKING:
     from scl_ray.datasets import Dataset
-    from scl_ray.tracking import Tracker
 
 COORDINATOR_MEMORY = 300 * 2**20
+COORDINATOR_RESTARTS = 2
 EXTRA_COORDINATORS = 2  # so that the next trial's training waits in the queue when a slot becomes free
 
 
 def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
-    """Bring the sweep to its end and say what it found. Returns 0 when all is done, 1 when something failed."""
-    from scl_ray import datasets, tracking
+    """Bring the sweep to its end and say what it found. Returns 0 when all is done, 1 when something failed.
 
+    Raises InputError before any work starts when it cannot be run as asked.
+    """
+    folder = local_folder(out)
+    out = out if folder is None else str(folder.absolute())
     store = open_store(out, sweep.name)
     check_writable(store, out)
     uri = tracking.tracking_uri(out)
-    tracking.check(uri)
+    tracking.check(uri, sweep.name)
     with contextlib.ExitStack() as stack:
+        slots = planning.local_slots(sweep.resources.train)
         if address is not None:
             stack.enter_context(connection.connected(address))
-            folder = local_folder(out)
+            slots = connection.check_resources(sweep.resources)
             if folder is not None:
-                connection.check_shared_folder(folder)
+                connection.check_shared_folder(folder.absolute())
+        stack.enter_context(lock.held(store, lost=_leave))
         dataset = datasets.load(sweep.dataset)
-        stack.enter_context(lock.held(store, lost=_stop))
-        slots = connection.check_resources(sweep.resources) if address is not None else planning.local_slots(sweep.resources.train)
         plan = planning.make(sweep, dataset, store, slots)
-        changed = _write_plan(store, plan, dataset) or bool(plan.work)
-        tracker = stack.enter_context(tracking.Tracker(uri, sweep.name, warn=console.print))
-        failures: Mapping[str, str] = {}
+        changed = _write_plan(store, plan, dataset)
+        failures = {}
         if plan.work:
             if address is None:
                 stack.enter_context(connection.connected(None))
                 slots = connection.check_resources(sweep.resources)
-            failures = _run_trials(plan, store, dataset, slots, tracker, console)
-        _conclude(plan, store, out, failures, changed, tracker, console)
+            failures = _run_trials(plan, store, dataset, slots, out, uri, console)
+        _conclude(plan, store, out, uri, failures, changed, console)
     return 1 if failures else 0
 
 
@@ -103,7 +106,7 @@ def _sample_images(plan: Plan, dataset: "Dataset") -> pa.Table:
 
 
 def _run_trials(
-    plan: Plan, store: Store, dataset: "Dataset", slots: int, tracker: "Tracker", console: Console
+    plan: Plan, store: Store, dataset: "Dataset", slots: int, out: str, uri: str, console: Console
 ) -> dict[str, str]:
     """Run every trial that has something missing. Returns what failed: trial to reason."""
     trainable = tune.with_parameters(
@@ -116,40 +119,84 @@ def _run_trials(
         train_options=connection.task_options(plan.sweep.resources.train),
         evaluate_options=connection.task_options(plan.sweep.resources.evaluate),
     )
-    progress = Progress(plan, slots, console)
     scratch: dict[str, Any] = {"storage_path": store.path(".tune")}
-    if local_folder(store.root) is None:
+    if local_folder(out) is None:
         scratch["storage_filesystem"] = pafs.PyFileSystem(pafs.FSSpecHandler(store.fs))
+    progress = Progress(plan, slots, console)
+    tracker = tracking.Tracker(uri, plan.sweep.name, warn=console.print)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "memory": COORDINATOR_MEMORY}),
         param_space={"trial": tune.grid_search(list(plan.work))},
         tune_config=tune.TuneConfig(max_concurrent_trials=slots + EXTRA_COORDINATORS, reuse_actors=True),
         run_config=tune.RunConfig(
             name="tune",
-            callbacks=[_Follow(progress, store, tracker)],
-            failure_config=tune.FailureConfig(max_failures=2),
+            callbacks=[_Follow(plan, progress, store, tracker)],
+            failure_config=tune.FailureConfig(max_failures=COORDINATOR_RESTARTS),
             verbose=0,
             **scratch,
         ),
     )
-    with progress:
+    with progress, tracker:
         results = tuner.fit()
+    failures = dict(progress.failures)
     for result in results:
         if result.error is not None:
-            lines = str(result.error).strip().splitlines()
-            progress.failures[result.config["trial"]] = f"its coordinator was lost ({lines[-1]})"
+            last_line = str(result.error).strip().splitlines()[-1]
+            failures[result.config["trial"]] = f"its coordinator was lost ({last_line})"
     store.remove(".tune")
-    return progress.failures
+    return failures
 
 
 class _Follow(tune.Callback):
     """Passes what the coordinators report to the progress view and to MLflow's writer."""
 
-    def __init__(self, progress: Progress, store: Store, tracker: "Tracker") -> None:
-        self.progress, self.store, self.tracker = progress, store, tracker
+    def __init__(self, plan: Plan, progress: Progress, store: Store, tracker: tracking.Tracker) -> None:
+        self.plan, self.progress, self.store, self.tracker = plan, progress, store, tracker
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         trial_id = trial.config["trial"]
         self.progress.update(trial_id, result)
+        if result["phase"] == "training":
+            record = {"trial": trial_id, "status": "training", **self.plan.trial_record(self.plan.trials[trial_id])}
+            self.tracker.epoch(record, result["epoch_metrics"])
+        elif result["phase"] in ("trained", "done", "failed"):
+            record = self.store.record(trial_id)
+            if record is not None:
+                self.tracker.trial(record)
+
+
+def _conclude(
+    plan: Plan, store: Store, out: str, uri: str, failures: Mapping[str, str], changed: bool, console: Console
+) -> None:
+    """Bring report and MLflow up to date with the store and say where everything is."""
+    name = plan.sweep.name
+    results = open_results(out, name)
+    if changed or plan.work or not store.fs.exists(store.path("report/index.html")):
+        report.build(out, name)
+    means = {
+        trial: {f"{row.facet}/{row.metric}/{row.method}": row.mean for row in rows.itertuples()}
+        for trial, rows in trial_means(results).groupby("trial", observed=True)
+    }
+    records = [record for trial in plan.trials if (record := store.record(trial)) is not None]
+    try:
+        tracking.log_sweep(
+            uri, name, records, means, store.path("report"), plan.sweep.model_dump(mode="json"),
+            status="FAILED" if failures else "FINISHED",
+        )  # fmt: skip
+    except tracking.TrackingError as error:
+        console.print(f"[yellow]{error}[/yellow]; the results are complete, and the same command completes the log")
+    console.print(report.summary_table(out, name))
+    for trial, reason in failures.items():
+        console.print(f"[red]failed[/red]  {plan.trials[trial].label} ({trial}): {reason}")
+    for what, where in (
+        ("report", store.path("report/index.html")),
+        ("scores", store.path("scores")),
+        ("MLflow", tracking.ui_command(out)),
+    ):
+        console.print(f"{what:8}{where}", soft_wrap=True)
+
+
+def _leave(holder: str) -> None:
+    # Two writers would undo each other's work; what is finished is on disk, so leaving at once loses nothing.
+    print(f"stopped: {holder} has taken over this sweep", file=sys.stderr, flush=True)
+    os._exit(2)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from scl_ray import plugins
 from scl_ray.config import Trial
 from scl_ray.plan import SAMPLE
-from scl_ray.store import Shard, Store, evaluation
+from scl_ray.store import Shard, Store, evaluation, rows_of
 
 if TYPE_CHECKING:
     from scl_ray.checkpoint import Checkpoint
@@ -77,20 +77,24 @@ def evaluate(
 
     device = _prepare(sources, threads)
     started = time.perf_counter()
+    kept = shard.maps or shard.cells
     result = measure(
-        _checkpoint(store, trial_id), dataset, shard.first, shard.last, [v.cell for v in shard.cells],
-        readouts=shard.readouts, device=device, sample=SAMPLE, save_maps=save_maps,
+        _checkpoint(store, trial_id), dataset, shard.first, shard.last,
+        list(dict.fromkeys(v.cell for v in (*shard.cells, *shard.maps))),
+        readouts=shard.readouts, device=device, sample=SAMPLE, save_maps=bool(shard.maps),
     )  # fmt: skip
-    name = evaluation(shard.cells)
+    name, in_sample = evaluation(shard.cells), min(shard.last, SAMPLE - 1)
     if result.maps.num_rows:
-        last = shard.last if save_maps else min(shard.last, SAMPLE - 1)
-        store.write_part("samples", trial_id, name, shard.first, last, result.maps, shard.cells)
-    if result.curves.num_rows:
-        store.write_part("curves", trial_id, name, shard.first, min(shard.last, SAMPLE - 1), result.curves, shard.cells)
+        last = shard.last if shard.maps else in_sample
+        store.write_part("samples", trial_id, evaluation(kept), shard.first, last, rows_of(result.maps, kept), kept)
+    if shard.cells and result.curves.num_rows:
+        curves = rows_of(result.curves, shard.cells)
+        store.write_part("curves", trial_id, name, shard.first, in_sample, curves, shard.cells)
     for readout, table in result.predictions.items():
         store.write_part("predictions", trial_id, readout, shard.first, shard.last, table)
     if shard.cells:
-        store.write_part("scores", trial_id, name, shard.first, shard.last, result.scores, shard.cells)
+        scores = rows_of(result.scores, shard.cells)
+        store.write_part("scores", trial_id, name, shard.first, shard.last, scores, shard.cells)
     return time.perf_counter() - started
 
 

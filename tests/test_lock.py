@@ -1,0 +1,104 @@
+"""One writer per sweep."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scl_ray import lock
+from scl_ray.config import InputError
+from scl_ray.store import Store, open_store
+
+HOLD = """
+import sys, time
+from scl_ray import lock, store
+with lock.held(store.open_store(sys.argv[1], "demo"), lost=print):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """Another process that holds the lock of the sweep ``demo`` below *tmp_path*."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def never(holder: str) -> None:
+    raise AssertionError(holder)
+
+
+def test_a_living_holder_is_named_and_left_alone(holder: subprocess.Popen, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"process {holder.pid} on "), lock.held(open_store(str(tmp_path), "demo"), never):
+        pass
+    # Another sweep of the same folder is not concerned.
+    with lock.held(open_store(str(tmp_path), "other"), never):
+        pass
+
+
+def test_a_killed_holder_is_taken_over_at_once(holder: subprocess.Popen, tmp_path: Path) -> None:
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    started = time.monotonic()
+    with lock.held(open_store(str(tmp_path), "demo"), never):
+        assert json.loads((tmp_path / "demo/.lock").read_text())["pid"] == os.getpid()
+    assert time.monotonic() - started < lock.RENEWAL
+
+
+def test_it_is_free_after_use(tmp_path: Path) -> None:
+    for _ in range(2):
+        with lock.held(open_store(str(tmp_path), "demo"), never):
+            pass
+
+
+def _foreign(tmp_path: Path, age: float) -> Store:
+    store = open_store(str(tmp_path), "demo")
+    store.write_json(".lock", {"host": "another-host", "pid": 7, "token": "x", "since": "yesterday"})
+    then = time.time() - age
+    os.utime(tmp_path / "demo/.lock", (then, then))
+    return store
+
+
+def test_a_holder_elsewhere_is_taken_over_when_its_lease_is_over(tmp_path: Path) -> None:
+    with lock.held(_foreign(tmp_path, lock.LEASE + 1), never):
+        pass
+
+
+def test_a_holder_elsewhere_that_stops_renewing_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LEASE", 2.0)
+    started = time.monotonic()
+    with lock.held(_foreign(tmp_path, age=0.0), never):
+        assert time.monotonic() - started > 1.0
+
+
+def test_a_holder_elsewhere_that_renews_is_alive(tmp_path: Path) -> None:
+    store = _foreign(tmp_path, age=1.0)
+    renew = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.utime({store.path('.lock')!r})"])
+    with pytest.raises(InputError, match="process 7 on another-host since yesterday"), lock.held(store, never):
+        pass
+    renew.wait()
+
+
+def test_a_lock_taken_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEWAL", 0.1)
+    taken: list[str] = []
+    store = open_store(str(tmp_path), "demo")
+    with lock.held(store, taken.append):
+        _foreign(tmp_path, age=0.0)
+        deadline = time.monotonic() + 10
+        while not taken and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert taken == ["process 7 on another-host since yesterday"]
+    # What another holder wrote is not wiped out by the one that lost.
+    assert json.loads((tmp_path / "demo/.lock").read_text())["host"] == "another-host"
