@@ -1,0 +1,167 @@
+"""A dataset by name: uint8 images and labels in memory, split once and for all by its content alone.
+
+Images stay uint8; what normalises them comes from the training split. The arrays are numpy's, so that Ray's object
+store can share one copy among all processes of a node.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from scl_ray import plugins
+from scl_ray.config import DatasetConfig, InputError
+from scl_ray.datasets import formats, image_folder, user
+from scl_ray.datasets.formats import Source
+from scl_ray.datasets.splits import stratified_order
+
+Images = NDArray[np.uint8]
+
+
+class Info(NamedTuple):
+    """What is known of a dataset without having it: enough to count a sweep's work."""
+
+    classes: int
+    image_size: int
+    train_images: int  # before the validation images are taken from them
+    test_images: int
+    channels: int = 3
+
+
+INFO = {
+    "digits": Info(classes=10, image_size=32, train_images=1437, test_images=formats.DIGITS_TEST_IMAGES),
+    "mnist": Info(classes=10, image_size=28, train_images=60_000, test_images=10_000),
+    "fashion_mnist": Info(classes=10, image_size=28, train_images=60_000, test_images=10_000),
+    "cifar10": Info(classes=10, image_size=32, train_images=50_000, test_images=10_000),
+    "cifar100": Info(classes=100, image_size=32, train_images=50_000, test_images=10_000),
+}
+
+DATASETS: dict[str, Callable[[DatasetConfig], Source]] = {
+    "digits": formats.digits,
+    "mnist": formats.mnist,
+    "fashion_mnist": formats.fashion_mnist,
+    "cifar10": formats.cifar10,
+    "cifar100": formats.cifar100,
+    "image_folder": image_folder.read,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images as uint8 (N, 3, H, W) with H = W, labels as int64 (N,), in three splits.
+
+    ``mean`` and ``std`` are per channel, of the training split's pixels in [0, 1]. ``test_masks`` (N, H, W) is true on
+    the object. ``evaluation_order`` is a permutation of the test indices that depends on the dataset alone; every
+    prefix of it is stratified to within one image a class.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    fingerprint: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_images: Images
+    train_labels: NDArray[np.int64]
+    validation_images: Images
+    validation_labels: NDArray[np.int64]
+    test_images: Images
+    test_labels: NDArray[np.int64]
+    evaluation_order: NDArray[np.int64]
+    test_masks: NDArray[np.bool_] | None = None
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return int(self.test_images.shape[-1])
+
+
+def load(config: DatasetConfig) -> Dataset:
+    """The dataset that *config* names, resized to ``config.image_size`` (default: the dataset's own size).
+
+    Raises InputError when it is missing, empty or inconsistent.
+    """
+    source = _read(config)
+    size = config.image_size or (INFO[config.name].image_size if config.name in INFO else source.test_images.shape[-1])
+    train, test = _resized(source.train_images, size), _resized(source.test_images, size)
+    order = stratified_order(source.train_labels)
+    held_out = round(config.validation * len(order))
+    if held_out == 0 or len(test) == 0:
+        raise InputError(
+            f"dataset {config.name}: {len(order)} training and {len(test)} test images are too few for "
+            f"dataset.validation {config.validation}; give more images"
+        )
+    validation, kept = np.sort(order[:held_out]), np.sort(order[held_out:])
+    mean, std = _mean_and_std(train[kept])
+    return Dataset(
+        name=config.name,
+        classes=source.classes,
+        fingerprint=source.fingerprint or _content_hash(source),
+        mean=mean,
+        std=std,
+        train_images=train[kept],
+        train_labels=source.train_labels[kept],
+        validation_images=train[validation],
+        validation_labels=source.train_labels[validation],
+        test_images=test,
+        test_labels=source.test_labels,
+        evaluation_order=stratified_order(source.test_labels),
+        test_masks=None if source.test_masks is None else _resized_masks(source.test_masks, size),
+    )
+
+
+def fingerprint(config: DatasetConfig) -> str:
+    """SHA-256 (hex) of the dataset's content as it is stored: not of its path, nor of the size asked for.
+
+    Of an ``image_folder`` no image is decoded.
+    """
+    if config.name == "image_folder":
+        return image_folder.fingerprint(config)
+    return _content_hash(_read(config))
+
+
+def _read(config: DatasetConfig) -> Source:
+    return user.read(config) if plugins.is_plugin(config.name) else DATASETS[config.name](config)
+
+
+def _content_hash(source: Source) -> str:
+    digest = hashlib.sha256("\0".join(source.classes).encode())
+    for array in (source.train_images, source.train_labels, source.test_images, source.test_labels, source.test_masks):
+        if array is not None:
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _resized(images: Images, size: int) -> Images:
+    """(N, C, h, w) to (N, 3, size, size): bilinear with antialiasing; grey images repeat their channel."""
+    if images.shape[-2:] != (size, size):
+        chunks = (torch.tensor(images[first : first + 4096]) for first in range(0, len(images), 4096))
+        images = np.concatenate(
+            [functional.interpolate(chunk, (size, size), mode="bilinear", antialias=True).numpy() for chunk in chunks]
+        )
+    return np.repeat(images, 3, axis=1) if images.shape[1] == 1 else np.ascontiguousarray(images)
+
+
+def _resized_masks(masks: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    if masks.shape[-2:] == (size, size):
+        return masks
+    grey = torch.tensor(masks)[:, None].to(torch.uint8)
+    return functional.interpolate(grey, (size, size), mode="nearest-exact")[:, 0].numpy().astype(np.bool_)
+
+
+def _mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per channel, of pixels in [0, 1]; exact, from the histogram of the 256 levels."""
+    levels = np.arange(256) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        share = np.bincount(images[:, channel].ravel(), minlength=256) / images[:, channel].size
+        mean = float(share @ levels)
+        means.append(mean)
+        # A channel of one level has nothing to scale; dividing by one leaves it at zero.
+        stds.append(float(np.sqrt(share @ (levels - mean) ** 2)) or 1.0)
+    return tuple(means), tuple(stds)

@@ -1,0 +1,177 @@
+"""The well-known datasets in the formats they are published in: scikit-learn's digits, IDX (MNIST), CIFAR's batches.
+
+Nothing is unpickled freely: CIFAR's batch files are pickles, and the reader below lets them build plain arrays only.
+"""
+
+import gzip
+import io
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torchvision.datasets as published
+from numpy._core.multiarray import _reconstruct
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from torchvision.datasets.utils import download_and_extract_archive
+
+from scl_ray.config import DatasetConfig, InputError
+from scl_ray.datasets.splits import stratified_order
+
+DIGITS_TEST_IMAGES = 360
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A dataset as it is stored: images uint8 (N, C, h, w) with C 1 or 3, labels int64 (N,), test masks (N, h, w)."""
+
+    classes: tuple[str, ...]
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    test_masks: NDArray[np.bool_] | None = None
+    fingerprint: str | None = None  # where the content's hash is known without the arrays
+
+
+def digits(config: DatasetConfig) -> Source:
+    """scikit-learn's handwritten digits (UCI, 8x8, 0 to 16): 1797 images, 360 of them, stratified, for testing."""
+    images, labels = load_digits(return_X_y=True)
+    images = np.round(images.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    labels = labels.astype(np.int64)
+    order = stratified_order(labels)
+    test, train = np.sort(order[:DIGITS_TEST_IMAGES]), np.sort(order[DIGITS_TEST_IMAGES:])
+    return Source(tuple(map(str, range(10))), images[train], labels[train], images[test], labels[test])
+
+
+def mnist(config: DatasetConfig) -> Source:
+    """MNIST (LeCun et al. 1998) from its IDX files."""
+    return _idx(config, published.MNIST)
+
+
+def fashion_mnist(config: DatasetConfig) -> Source:
+    """Fashion-MNIST (Xiao et al. 2017) from its IDX files."""
+    debian = ", or apt-get install dataset-fashion-mnist and set dataset.root to /usr/share/datasets/fashion-mnist"
+    return _idx(config, published.FashionMNIST, hint=debian)
+
+
+def cifar10(config: DatasetConfig) -> Source:
+    """CIFAR-10 (Krizhevsky 2009) from its batch files."""
+    return _cifar(config, published.CIFAR10, label_key="labels")
+
+
+def cifar100(config: DatasetConfig) -> Source:
+    """CIFAR-100 (Krizhevsky 2009), its 100 fine classes, from its batch files."""
+    return _cifar(config, published.CIFAR100, label_key="fine_labels")
+
+
+def _idx(config: DatasetConfig, known: type[published.MNIST], hint: str = "") -> Source:
+    """Files as they are published (.gz) or unpacked, in torchvision's place below the root or in the root itself."""
+    root = _root(config)
+    folder = root / known.__name__ / "raw"
+    names = [Path(name).stem for name, _ in known.resources]
+    if config.download and not all((folder / name).exists() for name in names):
+        _download(config, lambda: known(root, download=True))
+    if not all(_packed_or_not(folder / name) for name in names):
+        folder = root
+    if not all(_packed_or_not(folder / name) for name in names):
+        raise _missing(config, f"{known.__name__}/raw/{names[0]} with the three files that belong to it", hint)
+    train_images, train_labels, test_images, test_labels = (_read_idx(folder / name) for name in names)
+    return Source(
+        tuple(known.classes),
+        train_images[:, None],
+        train_labels.astype(np.int64),
+        test_images[:, None],
+        test_labels.astype(np.int64),
+    )
+
+
+def _packed_or_not(path: Path) -> Path | None:
+    return next((file for file in (path, path.with_name(path.name + ".gz")) if file.is_file()), None)
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """An IDX file: two zero bytes, the type (8: unsigned byte), the rank, the sizes big-endian, the values."""
+    file = _packed_or_not(path) or path
+    try:
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        _, kind, rank = struct.unpack_from(">HBB", data)
+        shape = struct.unpack_from(f">{rank}I", data, 4)
+        values = np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    except (OSError, EOFError, struct.error, ValueError) as error:
+        raise InputError(f"{file}: is not a whole IDX file ({error}); fetch it again") from error
+    if kind != 8:
+        raise InputError(f"{file}: holds IDX values of type {kind}, not bytes; fetch it again")
+    return values
+
+
+def _cifar(config: DatasetConfig, known: type[published.CIFAR10], label_key: str) -> Source:
+    root = _root(config)
+    folder = root / known.base_folder
+    if config.download and not folder.is_dir():
+        # Not by constructing torchvision's class, which would unpickle what it finds.
+        _download(config, lambda: download_and_extract_archive(known.url, root, None, known.filename, known.tgz_md5))
+    if not folder.is_dir():
+        raise _missing(config, f"{known.base_folder}/")
+    images, labels = {}, {}
+    for split, files in (("train", known.train_list), ("test", known.test_list)):
+        batches = [_read_cifar(folder / name, ("data", label_key)) for name, _ in files]
+        images[split] = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        labels[split] = np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
+    names = known.meta["key"]
+    classes = tuple(map(str, _read_cifar(folder / known.meta["filename"], (names,))[names]))
+    return Source(classes, images["train"], labels["train"], images["test"], labels["test"])
+
+
+_PLAIN = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds numbers, strings, lists, dicts and numpy arrays, and refuses everything else a pickle could call."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PLAIN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _PLAIN[module, name]
+
+
+def _read_cifar(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        batch = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except (OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, IndexError, KeyError) as error:
+        raise InputError(f"{path}: is not a CIFAR batch file ({error}); fetch it again") from error
+    if not isinstance(batch, dict) or not all(key in batch for key in keys):
+        raise InputError(f"{path}: is not a CIFAR batch file (it lacks {' or '.join(keys)}); fetch it again")
+    return batch
+
+
+def _root(config: DatasetConfig) -> Path:
+    return Path(config.root or "data").expanduser().absolute()
+
+
+def _missing(config: DatasetConfig, what: str, hint: str = "") -> InputError:
+    return InputError(
+        f"dataset {config.name}: found no {what} in {_root(config)}; set dataset.download to true, "
+        f"or dataset.root to the folder that holds it{hint}"
+    )
+
+
+def _download(config: DatasetConfig, fetch: Callable[[], object]) -> None:
+    try:
+        fetch()
+    except (OSError, RuntimeError, URLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"dataset {config.name}: could not be downloaded to {_root(config)} ({reason}); "
+            "put its files there yourself or set dataset.root to the folder that holds them"
+        ) from error
