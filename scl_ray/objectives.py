@@ -48,7 +48,7 @@ def cross_entropy(label_smoothing: float = 0.0) -> Objective:
 def supcon(temperature: float = 0.07) -> Objective:
     """Supervised contrastive loss (Khosla et al. 2020, equation 2, L_out), the mean over all anchors of two views.
 
-    Acts on the L2-normalised projection.
+    Acts on the L2-normalised projection. A batch of one class only, which has nothing to contrast, costs zero.
     """
     return Objective(metric_learning.SupConLoss(temperature, reducer=MeanReducer()), "projection", views=2)
 

@@ -117,6 +117,8 @@ def finish(
     *state* is what `fit` yielded after the last epoch. Metrics, on test images and, with ``validation_`` before the
     name, on validation images: ``accuracy/own_layer`` (cross-entropy) or ``accuracy/linear_probe``,
     ``accuracy/prototype`` (nearest by cosine), ``accuracy/knn`` (cosine); and the fitted ``temperature``.
+
+    Raises Diverged when the trained network's features are not finite.
     """
     device = torch.device(device)
     network, _ = _network(dataset, trial, device)
@@ -126,6 +128,9 @@ def finish(
         split: _features(network.backbone, _tensor(getattr(dataset, f"{split}_images"), device), pixels)
         for split in ("train", "validation", "test")
     }
+    if not all(bool(values.isfinite().all()) for values in features.values()):
+        # The last step's loss was finite, but the update it led to was not.
+        raise Diverged(f"the features are not finite after epoch {state['epoch']}")
     labels = _tensor(dataset.train_labels, device)
     classes = len(dataset.classes)
     kind: Literal["own_layer", "linear_probe"]
