@@ -1,0 +1,89 @@
+"""Structural similarity of attribution maps, and the two metrics that compare a map with that of a changed question.
+
+Continuity changes the image (noise), contrastivity the class. Both explain again by the same method.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scl_ray import attribution
+from scl_ray.attribution.cam import unit_range
+from scl_ray.metrics.batch import Batch
+
+WINDOW = 7
+
+
+def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
+    """Mean SSIM (N,) float64 in [-1,1] of maps (N,H,W) with data range 1.
+
+    Equal to ``skimage.metrics.structural_similarity(..., data_range=1)``: a uniform 7x7 window, sample covariance, and
+    only windows that lie inside the map. Wang et al., IEEE Transactions on Image Processing 13(4), 2004.
+    """
+    if min(first.shape[-2:]) < WINDOW:
+        height, width = first.shape[-2:]
+        raise ValueError(f"SSIM needs maps of at least {WINDOW}x{WINDOW} pixels, not {height}x{width}")
+    # Variances are differences of means of squares: float32 would lose what the small constants below can tell apart.
+    x, y = first.double()[:, None], second.double()[:, None]
+    products = torch.cat([x, y, x * x, y * y, x * y], 1)
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = F.avg_pool2d(products, WINDOW, stride=1).unbind(1)
+    sample = WINDOW**2 / (WINDOW**2 - 1)
+    variance_x = sample * (mean_xx - mean_x**2)
+    variance_y = sample * (mean_yy - mean_y**2)
+    covariance = sample * (mean_xy - mean_x * mean_y)
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity /= (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    return similarity.mean((1, 2))
+
+
+def explain_noisy(
+    batch: Batch, maps: Mapping[str, Tensor], spec: str, *, noise: float, protocol: str
+) -> dict[str, Tensor]:
+    """The maps of all methods for the images under Gaussian noise of standard deviation *noise*, for the same class.
+
+    ``corrected`` adds noise and clamps to [0,1] in pixel space. ``published`` does both in the normalised space, where
+    the clamp cuts off every value below the data's mean.
+    """
+    channels, height, width = batch.images.shape[1:]
+    drawn = [g.standard_normal((channels, height, width), dtype=np.float32) for g in batch.generators(spec)]
+    added = noise * torch.from_numpy(np.stack(drawn)).to(batch.images.device)
+    if protocol == "published":
+        noisy = (batch.images + added).clamp(0, 1)
+    else:
+        noisy = batch.from_pixels((batch.to_pixels(batch.images) + added).clamp(0, 1))
+    return attribution.explain_many(batch.model, noisy, batch.targets, list(maps), layer=batch.layer)
+
+
+def explain_other_class(batch: Batch, maps: Mapping[str, Tensor], spec: str, *, protocol: str) -> dict[str, Tensor]:
+    """The maps of all methods for one random other class of each image."""
+    methods = list(maps)
+    passed = batch.passed or attribution.shared_forward(batch.model, batch.images, methods, layer=batch.layer)
+    classes = passed.scores.shape[1]
+    if classes < 2:
+        raise ValueError("contrastivity needs a network of at least two classes")
+    offsets = torch.tensor([int(g.integers(1, classes)) for g in batch.generators(spec)])
+    others = (batch.targets + offsets.to(batch.targets)) % classes
+    return attribution.explain_many(batch.model, batch.images, others, methods, layer=batch.layer, passed=passed)
+
+
+def similarity_of_maps(batch: Batch, maps: Tensor, changed: Tensor, **parameters: Any) -> Tensor:
+    """SSIM of each map with its changed one, in [-1,1], each scaled to [0,1] by its minimum and maximum (as CAMs are).
+
+    Under noise higher is better: the explanation is continuous. For another class lower is better: it is contrastive.
+    """
+    return structural_similarity(unit_range(maps), unit_range(changed))
+
+
+def noisy_cost(methods: list[str], image_size: int, parameters: Mapping[str, Any]) -> int:
+    """Forward passes an image takes."""
+    return attribution.cost(methods)
+
+
+def other_class_cost(methods: list[str], image_size: int, parameters: Mapping[str, Any]) -> int:
+    """Forward passes an image takes, beyond the one that is there."""
+    return attribution.cost(methods, shared=True)
