@@ -1,0 +1,86 @@
+"""Which rows of the store a sweep's plan covers: its cells in their current versions, its images, each row once."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from itertools import pairwise
+from operator import and_, or_
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from scl_ray.config import Cell
+from scl_ray.store import Part, Store
+
+Plan = Mapping[str, Any]  # plan.json
+
+_SPEC = pa.dictionary(pa.int32(), pa.string())
+SCORES = {"trial": pa.string(), "image": pa.int32(), "method": _SPEC, "metric": _SPEC, "value": pa.float32()}
+PREDICTIONS = {"trial": pa.string(), "image": pa.int32(), "label": pa.int32(), "prediction": pa.int32(),
+               "confidence": pa.float32()}  # fmt: skip
+CURVES = {**SCORES, "step": pa.int32()}
+MAPS = {"trial": pa.string(), "image": pa.int32(), "method": _SPEC, "height": pa.int32(), "width": pa.int32(),
+        "map": pa.list_(pa.float16())}  # fmt: skip
+
+
+def parts(store: Store, plan: Plan, kind: str, trials: Iterable[str]) -> dict[str, list[Part]]:
+    """The parts of *kind* that begin within the plan's images, by what they hold, in a fixed order."""
+    groups = defaultdict(list)
+    for trial in trials:
+        for part in store.parts(kind, trial):
+            if part.first < plan["images"]:
+                groups[part.holds].append(part)
+    return dict(sorted(groups.items()))
+
+
+def cells(store: Store, plan: Plan, part: Part) -> list[Cell]:
+    """The cells of a part that the plan wants, in the version that the plan wants."""
+    wanted = {tuple(cell) for cell in plan["cells"]}
+    return [v.cell for v in store.cells(part) if (*v.cell, v.version) in wanted]
+
+
+def images_beyond(store: Store, plan: Plan, predictions: Mapping[str, Sequence[Part]]) -> list[int]:
+    """Images past the plan's last rank, in parts that reach across it. A part's rows are in the order of the ranks."""
+    across = {(p.first, p.last): p for group in predictions.values() for p in group if p.last >= plan["images"]}
+    beyond: set[int] = set()
+    for part in across.values():
+        table = pq.read_table(pa.BufferReader(store.fs.cat_file(part.path)), columns=["image"])
+        beyond.update(table["image"].to_pylist()[plan["images"] - part.first :])
+    return sorted(beyond)
+
+
+def repeated(groups: Iterable[tuple[Sequence[Cell], Sequence[Part]]]) -> bool:
+    """Whether any cell is held twice on some image: two evaluations may hold it when its maps were asked for later."""
+    held: dict[tuple[str, Cell], list[tuple[int, int]]] = defaultdict(list)
+    for of_group, group in groups:
+        for part in group:
+            trial = part.path.rsplit("/", 2)[-2]
+            for cell in of_group:
+                held[trial, cell].append((part.first, part.last))
+    return any(
+        following[0] <= previous[1] for ranges in held.values() for previous, following in pairwise(sorted(ranges))
+    )
+
+
+def dataset(store: Store, group: Sequence[Part], columns: Mapping[str, pa.DataType]) -> ds.Dataset:
+    """The parts as one Arrow dataset, on whatever filesystem they lie."""
+    paths = sorted(part.path for part in group)
+    return ds.dataset(paths, schema=pa.schema(dict(columns)), filesystem=store.fs, format="parquet")
+
+
+def rows(
+    store: Store, plan: Plan, kind: str, trials: Iterable[str], columns: Mapping[str, pa.DataType],
+    wanted: ds.Expression | None = None,
+) -> list[pa.Table]:  # fmt: skip
+    """The rows of *kind* whose method, and metric where there is one, the plan covers, and that *wanted* selects."""
+    keys = [name for name in ("method", "metric") if name in columns]
+    tables = []
+    for group in parts(store, plan, kind, trials).values():
+        covered = [reduce(and_, (ds.field(key) == getattr(cell, key) for key in keys))
+                   for cell in cells(store, plan, group[0])]  # fmt: skip
+        if covered:
+            selected = reduce(or_, covered) if wanted is None else reduce(or_, covered) & wanted
+            tables.append(dataset(store, group, columns).to_table(filter=selected))
+    return tables

@@ -1,0 +1,166 @@
+"""The tidy tables, against a store whose every number is known."""
+
+import numpy as np
+import pytest
+from report import known_sweep as known
+
+from scl_ray import results
+from scl_ray.config import Cell, InputError
+from scl_ray.store import Versioned
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    out = tmp_path_factory.mktemp("results")
+    known.write(out)
+    return str(out)
+
+
+def test_one_row_per_trial_image_method_and_metric(sweep):
+    table = results.load(sweep, "demo")
+    cells = known.cells(("corrected",))
+    assert len(table) == 12 * known.IMAGES * len(cells)
+    assert not table.duplicated(["trial", "image", "method", "metric"]).any()
+    trial = known.trial_id("supcon τ=0.5", "resnet8", 1)
+    row = table[(table["trial"] == trial) & (table["metric"] == "complexity") & (table["method"] == "grad_cam")].iloc[0]
+    assert (row["objective"], row["temperature"], row["backbone"], row["seed"]) == ("supcon", 0.5, "resnet8", 1)
+    assert np.isnan(row["margin"])
+    assert (row["dataset"], row["facet"], row["direction"]) == ("digits", "complexity", "lower")
+    assert row["correct"] == (row["label"] == row["prediction"])
+
+
+def test_names_are_categories_in_the_order_of_the_configuration(sweep):
+    table = results.load(sweep, "demo")
+    assert list(table["objective_label"].cat.categories) == list(known.OBJECTIVES)
+    assert list(table["method"].cat.categories) == list(known.METHODS)
+    assert table["value"].dtype == np.float32
+    assert table["image"].dtype == np.int32
+
+
+def test_undefined_values_are_missing(sweep):
+    table = results.load(sweep, "demo")
+    undefined = table[table["value"].isna()]
+    assert len(undefined) == 6  # two supcon objectives, three seeds
+    assert set(undefined["metric"]) == {"complexity"}
+    assert set(undefined["method"]) == {"eigen_cam"}
+
+
+def test_trial_means_leave_out_what_the_trial_misclassifies(sweep):
+    table = results.load(sweep, "demo")
+    means = results.trial_means(sweep, "demo").set_index(["trial", "method", "metric"])
+    trial = known.trial_id("supcon τ=0.07", "resnet8", 0)
+    of = table[(table["trial"] == trial) & (table["metric"] == "complexity") & (table["method"] == "eigen_cam")]
+    expected = of.loc[of["correct"], "value"]
+    found = means.loc[(trial, "eigen_cam", "complexity")]
+    assert found["mean"] == pytest.approx(expected.astype(float).mean())
+    assert (found["images"], found["undefined"]) == (expected.count(), 1)
+    assert found["images"] + 1 == known.IMAGES - len(known.wrong_ranks("supcon τ=0.07", 0))
+
+
+def test_common_means_are_the_truth(sweep):
+    means = results.trial_means(sweep, "demo", images="common").set_index(["trial", "method", "metric"])
+    common = known.common_ranks([(label, seed) for label in known.OBJECTIVES for seed in known.SEEDS])
+    for number, label in enumerate(known.OBJECTIVES):
+        for metric, truths in known.TRUTH.items():
+            found = means.loc[(known.trial_id(label, "resnet8", 2), "grad_cam", metric)]
+            truth = truths[number] + known.seed_offset(metric, 2, known.SEEDS)
+            assert found["mean"] == pytest.approx(truth, abs=1e-6)
+            assert found["images"] == len(common)
+
+
+def test_protocols_meet_their_own_read_out(tmp_path):
+    known.write(tmp_path, seeds=(0,), protocols=("corrected", "published"))
+    table = results.load(str(tmp_path), "demo")
+    published = results.load(str(tmp_path), "demo", protocol="published")
+    assert set(table["protocol"]) == {"corrected", "published"}
+    assert len(published) * 2 == len(table)
+    assert published["metric"].astype(str).str.contains("protocol=published").all()
+    means = results.trial_means(str(tmp_path), "demo", images="common").set_index(["trial", "method", "metric"])["mean"]
+    trial = known.trial_id("cross_entropy", "resnet8", 0)
+    change = means[trial, "grad_cam[protocol=published]", "complexity[protocol=published]"]
+    assert change - means[trial, "grad_cam", "complexity"] == pytest.approx(known.PUBLISHED_OFFSET, abs=1e-5)
+
+
+def test_only_what_the_plan_covers_is_read(tmp_path):
+    store = known.write(tmp_path, seeds=(0,))
+    before = results.load(str(tmp_path), "demo")
+    trial = known.trial_id("cross_entropy", "resnet8", 0)
+    image = int(before["image"].iloc[0])
+    cell = Cell("grad_cam", "complexity")
+    for foreign in (Versioned(cell, "0"), Versioned(Cell("grad_cam", "sparseness[protocol=published]"), "1")):
+        known.write_scores(store, trial, 0, 19, [foreign], [(image, *foreign.cell, 123.0)])
+    other = "f" * 12  # a trial of an earlier configuration
+    known.write_scores(store, other, 0, 19, [Versioned(cell, "1")], [(image, *cell, 123.0)])
+    after = results.load(str(tmp_path), "demo")
+    assert after.equals(before)
+
+
+def test_a_cell_held_twice_counts_once(tmp_path):
+    store = known.write(tmp_path, seeds=(0,))
+    before = results.load(str(tmp_path), "demo")
+    trial = known.trial_id("cross_entropy", "resnet8", 0)
+    cell = Cell("grad_cam", "complexity")
+    same = before[(before["trial"] == trial) & (before["method"] == cell.method) & (before["metric"] == cell.metric)]
+    rows = [(int(image), *cell, float(value)) for image, value in zip(same["image"], same["value"], strict=True)]
+    known.write_scores(store, trial, 0, known.IMAGES - 1, [Versioned(cell, "1")], rows)
+    assert results.load(str(tmp_path), "demo").equals(before)
+
+
+def test_images_past_the_plan_are_left_out(tmp_path):
+    known.write(tmp_path / "all", seeds=(0,))
+    known.write(tmp_path / "fewer", seeds=(0,), images=30)  # inside the part of ranks 20 to 39
+    everything = results.load(str(tmp_path / "all"), "demo")
+    fewer = results.load(str(tmp_path / "fewer"), "demo")
+    assert fewer.groupby(["trial", "method", "metric"], observed=True).size().eq(30).all()
+    assert set(fewer["image"]) < set(everything["image"])
+
+
+def test_objectives_that_differ_in_their_recipe_alone_are_told_apart(tmp_path):
+    store = known.write(tmp_path, seeds=(0, 1))
+    trial = known.trial_id("cross_entropy", "resnet8", 1)
+    record = store.record(trial)
+    record["configuration"]["training"]["epochs"] = 40
+    record["configuration"]["seed"] = 0
+    store.write_record(trial, {k: v for k, v in record.items() if k not in ("schema", "trial")})
+    labels = results.load(str(tmp_path), "demo")["objective_label"].cat.categories
+    assert {"cross_entropy epochs=20", "cross_entropy epochs=40", "supcon τ=0.07"} <= set(labels)
+
+
+def test_curves_maps_and_sample_images(sweep):
+    opened = results.open_results(sweep, "demo")
+    images = results.sample_images(opened)
+    assert len(images) == known.SAMPLE
+    label, pixels = next(iter(images.values()))
+    assert (pixels.shape, pixels.dtype, 0 <= label <= 9) == ((1, 32, 32), np.uint8, True)
+    trial = next(iter(opened.records))
+    first = list(images)[:3]
+    maps = results.maps(opened, trial, first)
+    assert set(maps) == {(image, method) for image in first for method in known.METHODS}
+    assert maps[first[0], "grad_cam"].shape == (32, 32)
+    curves = results.curves(opened)
+    assert len(curves) == 12 * known.SAMPLE * len(known.METHODS) * 32
+    assert set(curves["metric"]) == {"pixel_flipping_auc"}
+
+
+def test_another_filesystem_gives_the_same_table(tmp_path, sweep):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(sweep, "/results", recursive=True)
+    try:
+        assert results.load("memory://results", "demo").equals(results.load(sweep, "demo"))
+    finally:
+        memory.rm("/results", recursive=True)
+
+
+def test_a_sweep_where_nothing_is_trained_yet_is_empty(tmp_path):
+    store = known.write(tmp_path, seeds=(0,))
+    for folder in ("trials", "scores", "predictions", "curves", "samples"):
+        store.remove(folder)
+    assert results.load(str(tmp_path), "demo").empty
+    assert results.trial_means(str(tmp_path), "demo").empty
+
+
+def test_no_sweep_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"plan\.json is missing"):
+        results.load(str(tmp_path), "nothing")
