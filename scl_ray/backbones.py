@@ -1,31 +1,29 @@
-"""Feature extractors by name, randomly initialised, with a stem that fits the image."""
+"""Feature extractors by name, randomly initialised, with a stem that fits the image.
+
+torchvision is imported where a network is built: it takes seconds, and whoever only reads a configuration needs none.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-import torchvision.models.resnet as torchvision_resnet
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from scl_ray import plugins
 from scl_ray.config import InputError
 
 
-class ResNet(torchvision_resnet.ResNet):
+def resnet(depth: int, image_size: int) -> nn.Module:
     """torchvision's ResNet without its classifier: images (N, 3, S, S) to features (N, d).
 
     d is 512 (depth 18, 34) or 2048 (depth 50, 101, 152).
     """
+    from torchvision import models
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], image_size: int) -> None:
-        super().__init__(block, layers)
-        self.conv1, self.maxpool = _stem(64, image_size)
-        self.fc = nn.Identity()
-
-    @property
-    def cam_layer(self) -> nn.Module:
-        """The block whose output feeds the global pooling."""
-        return self.layer4[-1]
+    network: nn.Module = getattr(models, f"resnet{depth}")(weights=None)
+    network.conv1, network.maxpool = _stem(64, image_size)
+    network.fc = nn.Identity()
+    return network
 
 
 class CifarResNet(nn.Module):
@@ -66,6 +64,8 @@ def _stem(channels: int, image_size: int) -> tuple[nn.Conv2d, nn.Module]:
 
 
 def _stage(entering: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock
+
     shortcut = None
     if entering != channels:
         shortcut = nn.Sequential(nn.Conv2d(entering, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
@@ -74,30 +74,38 @@ def _stage(entering: int, channels: int, blocks: int, stride: int) -> nn.Sequent
 
 
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {
-    "resnet8": lambda image_size: CifarResNet(8, image_size),
-    "resnet20": lambda image_size: CifarResNet(20, image_size),
-    "resnet56": lambda image_size: CifarResNet(56, image_size),
-    "resnet18": lambda image_size: ResNet(BasicBlock, [2, 2, 2, 2], image_size),
-    "resnet34": lambda image_size: ResNet(BasicBlock, [3, 4, 6, 3], image_size),
-    "resnet50": lambda image_size: ResNet(Bottleneck, [3, 4, 6, 3], image_size),
-    "resnet101": lambda image_size: ResNet(Bottleneck, [3, 4, 23, 3], image_size),
-    "resnet152": lambda image_size: ResNet(Bottleneck, [3, 8, 36, 3], image_size),
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (8, 20, 56)},
+    **{f"resnet{depth}": partial(resnet, depth) for depth in (18, 34, 50, 101, 152)},
 }
+
+
+def cam_layer(backbone: nn.Module) -> nn.Module:
+    """The module whose output feeds the global pooling, where class activation maps are taken.
+
+    It is the backbone's ``cam_layer`` or, as in torchvision's ResNets, the last block of its ``layer4``. Raises
+    InputError when there is neither.
+    """
+    layer = getattr(backbone, "cam_layer", None)
+    if layer is None and isinstance(stage := getattr(backbone, "layer4", None), nn.Sequential):
+        layer = stage[-1]
+    if not isinstance(layer, nn.Module):
+        kind = type(backbone).__name__
+        raise InputError(f"backbone {kind}: has no cam_layer; set it to the module that feeds the global pooling")
+    return layer
 
 
 def build(name: str, image_size: int) -> nn.Module:
     """The backbone *name* for square images of *image_size* pixels: (N, 3, S, S) to features (N, d).
 
-    Its ``cam_layer`` is the module whose output feeds the global pooling. *name* may be a ``module:callable``, called
-    with the image size, that returns such a module. Raises InputError when it does not.
+    *name* may be a ``module:callable``, called with the image size, that returns a torch module for which `cam_layer`
+    and `feature_size` hold. Raises InputError when it does not.
     """
     if not plugins.is_plugin(name):
         return BACKBONES[name](image_size)
     backbone = plugins.load(name)(image_size)
-    if not isinstance(backbone, nn.Module) or not isinstance(getattr(backbone, "cam_layer", None), nn.Module):
-        raise InputError(
-            f"backbone {name}: must return a torch module whose cam_layer is the module that feeds the global pooling"
-        )
+    if not isinstance(backbone, nn.Module):
+        raise InputError(f"backbone {name}: returned {type(backbone).__name__}; return a torch module")
+    cam_layer(backbone)
     feature_size(backbone, image_size)
     return backbone
 

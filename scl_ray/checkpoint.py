@@ -74,9 +74,7 @@ class ExplainedNetwork(nn.Module):
     @property
     def cam_layer(self) -> nn.Module:
         """The module whose output feeds the global pooling: where class activation maps are taken."""
-        layer = self.backbone.cam_layer
-        assert isinstance(layer, nn.Module)
-        return layer
+        return backbones.cam_layer(self.backbone)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.readout(self.backbone(images))

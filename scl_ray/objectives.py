@@ -6,6 +6,8 @@ labels (V·N,) int64, and returns a scalar to be minimised. It says how many vie
 * ``logits``: class scores (K) of a linear layer that is trained with the backbone,
 * ``projection``: 128 numbers of a projection head that is dropped after training,
 * ``features``: the backbone's own d features.
+
+pytorch-metric-learning takes seconds to import, so it is imported where a loss is made.
 """
 
 import inspect
@@ -13,11 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import pytorch_metric_learning.losses as metric_learning
 import torch
-from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.miners import BatchHardMiner
-from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
 from scl_ray import config, plugins
@@ -50,7 +48,10 @@ def supcon(temperature: float = 0.07) -> Objective:
 
     Acts on the L2-normalised projection. A batch of one class only, which has nothing to contrast, costs zero.
     """
-    return Objective(metric_learning.SupConLoss(temperature, reducer=MeanReducer()), "projection", views=2)
+    from pytorch_metric_learning.losses import SupConLoss
+    from pytorch_metric_learning.reducers import MeanReducer
+
+    return Objective(SupConLoss(temperature, reducer=MeanReducer()), "projection", views=2)
 
 
 def simclr(temperature: float = 0.5) -> Objective:
@@ -73,8 +74,12 @@ def triplet(margin: float = 0.3, mining: Literal["semi_hard", "hard"] = "semi_ha
     The mean over the triplets that violate the margin (zero when none does). ``semi_hard`` mining is `semi_hard`'s;
     ``hard`` takes every anchor's farthest positive and nearest negative (Hermans et al. 2017).
     """
+    from pytorch_metric_learning.distances import LpDistance
+    from pytorch_metric_learning.losses import TripletMarginLoss
+    from pytorch_metric_learning.miners import BatchHardMiner
+
     distance = LpDistance(normalize_embeddings=False, p=2)
-    loss = metric_learning.TripletMarginLoss(margin, distance=distance)
+    loss = TripletMarginLoss(margin, distance=distance)
     hardest = BatchHardMiner(distance=distance)
 
     def mined(features: Tensor, labels: Tensor) -> Tensor:
@@ -142,8 +147,10 @@ def _metric_learning(name: str, parameters: Mapping[str, Any], classes: int, vie
 
     Sizes that its signature requires and *parameters* leave out are filled in.
     """
-    kind: Any = getattr(metric_learning, name, None)
-    is_loss = inspect.isclass(kind) and issubclass(kind, metric_learning.BaseMetricLossFunction)
+    from pytorch_metric_learning import losses
+
+    kind: Any = getattr(losses, name, None)
+    is_loss = inspect.isclass(kind) and issubclass(kind, losses.BaseMetricLossFunction)
     if not is_loss:
         known = ", ".join(OBJECTIVES)
         raise InputError(

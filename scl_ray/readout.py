@@ -6,7 +6,6 @@ Everything here is deterministic, in float64 where something is fitted.
 import math
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -74,6 +73,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     other classes (Platt 1999): without it a read-out that errs on none of N images would have temperature zero, that
     is, certainty.
     """
+    from scipy.optimize import minimize_scalar  # here, since it takes a second to import
+
     count, classes = logits.shape
     scores = logits.double().cpu()
     doubt = 1 / (count + 2)

@@ -20,7 +20,7 @@ def test_features_and_cam_layer(name):
     with torch.device("meta"):
         backbone = backbones.build(name, 32)
         seen = []
-        backbone.cam_layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        backbones.cam_layer(backbone).register_forward_hook(lambda module, inputs, output: seen.append(output))
         features = backbone(torch.empty(3, 3, 32, 32))
     assert features.shape == (3, FEATURES[name])
     assert seen[0].shape[:2] == features.shape  # the maps that the pooling averages
@@ -30,7 +30,7 @@ def test_features_and_cam_layer(name):
 def test_features_are_the_mean_of_the_cam_layers_maps(name):
     backbone = backbones.build(name, 32).eval()
     seen = []
-    backbone.cam_layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    backbones.cam_layer(backbone).register_forward_hook(lambda module, inputs, output: seen.append(output))
     features = backbone(torch.rand(2, 3, 32, 32))
     assert torch.allclose(features, seen[0].mean(dim=(2, 3)), atol=1e-6)
 
@@ -40,7 +40,7 @@ def test_stem_fits_the_image(size, map_size):
     with torch.device("meta"):
         backbone = backbones.build("resnet18", size)
         seen = []
-        backbone.cam_layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        backbones.cam_layer(backbone).register_forward_hook(lambda module, inputs, output: seen.append(output))
         backbone(torch.empty(1, 3, size, size))
     assert seen[0].shape[-1] == map_size
 
@@ -84,6 +84,10 @@ class Net(torch.nn.Module):
 
 def good(image_size): return Net(image_size)
 def no_cam_layer(image_size): return Net(image_size, cam=False)
+def like_torchvision(image_size):
+    net = Net(image_size, cam=False)
+    net.layer4 = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Tanh())
+    return net
 def maps(image_size): return Net(image_size, flat=False)
 def no_module(image_size): return 7
 """
@@ -101,6 +105,8 @@ def test_a_users_own(own_module):
     backbone = backbones.build(f"{own_module}:good", 20)
     assert backbones.feature_size(backbone, 20) == 7
     assert backbone.training
+    assert backbones.cam_layer(backbone) is backbone.block
+    assert isinstance(backbones.cam_layer(backbones.build(f"{own_module}:like_torchvision", 20)), nn.Tanh)
 
 
 @pytest.mark.parametrize("name", ["no_cam_layer", "maps", "no_module"])

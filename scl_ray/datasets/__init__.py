@@ -87,6 +87,11 @@ def load(config: DatasetConfig) -> Dataset:
     """
     source = _read(config)
     size = config.image_size or (INFO[config.name].image_size if config.name in INFO else source.test_images.shape[-1])
+    for images, labels in ((source.train_images, source.train_labels), (source.test_images, source.test_labels)):
+        if len(images) != len(labels):
+            raise InputError(
+                f"dataset {config.name}: has {len(images)} images for {len(labels)} labels; fetch it again"
+            )
     train, test = _resized(source.train_images, size), _resized(source.test_images, size)
     order = stratified_order(source.train_labels)
     held_out = round(config.validation * len(order))

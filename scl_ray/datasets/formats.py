@@ -1,6 +1,8 @@
 """The well-known datasets in the formats they are published in: scikit-learn's digits, IDX (MNIST), CIFAR's batches.
 
 Nothing is unpickled freely: CIFAR's batch files are pickles, and the reader below lets them build plain arrays only.
+torchvision (names, addresses, checksums, download) and scikit-learn take seconds to import, so they are imported where
+their data is read.
 """
 
 import gzip
@@ -14,11 +16,8 @@ from typing import Any
 from urllib.error import URLError
 
 import numpy as np
-import torchvision.datasets as published
 from numpy._core.multiarray import _reconstruct
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from torchvision.datasets.utils import download_and_extract_archive
 
 from scl_ray.config import DatasetConfig, InputError
 from scl_ray.datasets.splits import stratified_order
@@ -41,6 +40,8 @@ class Source:
 
 def digits(config: DatasetConfig) -> Source:
     """scikit-learn's handwritten digits (UCI, 8x8, 0 to 16): 1797 images, 360 of them, stratified, for testing."""
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     images = np.round(images.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
     labels = labels.astype(np.int64)
@@ -51,37 +52,39 @@ def digits(config: DatasetConfig) -> Source:
 
 def mnist(config: DatasetConfig) -> Source:
     """MNIST (LeCun et al. 1998) from its IDX files."""
-    return _idx(config, published.MNIST)
+    return _idx(config, "MNIST")
 
 
 def fashion_mnist(config: DatasetConfig) -> Source:
     """Fashion-MNIST (Xiao et al. 2017) from its IDX files."""
     debian = ", or apt-get install dataset-fashion-mnist and set dataset.root to /usr/share/datasets/fashion-mnist"
-    return _idx(config, published.FashionMNIST, hint=debian)
+    return _idx(config, "FashionMNIST", hint=debian)
 
 
 def cifar10(config: DatasetConfig) -> Source:
     """CIFAR-10 (Krizhevsky 2009) from its batch files."""
-    return _cifar(config, published.CIFAR10, label_key="labels")
+    return _cifar(config, "CIFAR10", label_key="labels")
 
 
 def cifar100(config: DatasetConfig) -> Source:
     """CIFAR-100 (Krizhevsky 2009), its 100 fine classes, from its batch files."""
-    return _cifar(config, published.CIFAR100, label_key="fine_labels")
+    return _cifar(config, "CIFAR100", label_key="fine_labels")
 
 
-def _idx(config: DatasetConfig, known: type[published.MNIST], hint: str = "") -> Source:
+def _idx(config: DatasetConfig, name: str, hint: str = "") -> Source:
     """Files as they are published (.gz) or unpacked, in torchvision's place below the root or in the root itself."""
-    root = _root(config)
-    folder = root / known.__name__ / "raw"
-    names = [Path(name).stem for name, _ in known.resources]
-    if config.download and not all((folder / name).exists() for name in names):
+    from torchvision import datasets as published
+
+    known, root = getattr(published, name), _root(config)
+    folder = root / name / "raw"
+    names = [Path(file).stem for file, _ in known.resources]
+    if config.download and not all((folder / file).exists() for file in names):
         _download(config, lambda: known(root, download=True))
-    if not all(_packed_or_not(folder / name) for name in names):
+    if not all(_packed_or_not(folder / file) for file in names):
         folder = root
-    if not all(_packed_or_not(folder / name) for name in names):
-        raise _missing(config, f"{known.__name__}/raw/{names[0]} with the three files that belong to it", hint)
-    train_images, train_labels, test_images, test_labels = (_read_idx(folder / name) for name in names)
+    if not all(_packed_or_not(folder / file) for file in names):
+        raise _missing(config, f"{name}/raw/{names[0]} with the three files that belong to it", hint)
+    train_images, train_labels, test_images, test_labels = (_read_idx(folder / file) for file in names)
     return Source(
         tuple(known.classes),
         train_images[:, None],
@@ -110,8 +113,11 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     return values
 
 
-def _cifar(config: DatasetConfig, known: type[published.CIFAR10], label_key: str) -> Source:
-    root = _root(config)
+def _cifar(config: DatasetConfig, name: str, label_key: str) -> Source:
+    from torchvision import datasets as published
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    known, root = getattr(published, name), _root(config)
     folder = root / known.base_folder
     if config.download and not folder.is_dir():
         # Not by constructing torchvision's class, which would unpickle what it finds.
@@ -120,7 +126,7 @@ def _cifar(config: DatasetConfig, known: type[published.CIFAR10], label_key: str
         raise _missing(config, f"{known.base_folder}/")
     images, labels = {}, {}
     for split, files in (("train", known.train_list), ("test", known.test_list)):
-        batches = [_read_cifar(folder / name, ("data", label_key)) for name, _ in files]
+        batches = [_read_cifar(folder / file, ("data", label_key)) for file, _ in files]
         images[split] = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
         labels[split] = np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
     names = known.meta["key"]
