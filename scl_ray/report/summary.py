@@ -1,0 +1,74 @@
+"""The small table that a sweep prints at its end: objective x facet."""
+
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from scl_ray.report import statistics, tables
+from scl_ray.results import open_results
+
+_ACROSS = 4  # this many objectives fit side by side in a terminal of 80 columns
+
+
+def summary_table(out: str, name: str) -> Table:
+    """Accuracy and one measure per facet (its first metric, under the first method), mean ± spread over seeds, for
+    every objective; an arrow marks the better direction. Readable as plain text too.
+
+    Raises InputError where there is no sweep *name* below *out*.
+    """
+    results = open_results(out, name)
+    means = tables.seed_means(results)
+    keys = [*tables.VIEW, *tables.MEASURE, "direction", "objective_label"]
+    measures = tables.representative(statistics.over_seeds(means, keys))
+    seeds = means["seed"].nunique()
+    shown = measures.loc[measures["facet"] != tables.ACCURACY, ["metric", "method"]].drop_duplicates()
+    by_method = shown.groupby("method", sort=False)["metric"]
+    explained = "; ".join(f"{method}: {', '.join(metrics)}" for method, metrics in by_method)
+    table = Table(
+        title=f"{name}: mean{' ± spread over ' + str(seeds) + ' seeds' if seeds > 1 else ', one seed'}",
+        caption=explained, box=None, title_justify="left", caption_justify="left", pad_edge=False,
+    )  # fmt: skip
+    objectives = list(dict.fromkeys(measures["objective_label"]))
+    if len(objectives) <= _ACROSS:
+        _facets_down(table, measures, objectives)
+    else:
+        _objectives_down(table, measures)
+    return table
+
+
+def _facets_down(table: Table, measures: pd.DataFrame, objectives: list[str]) -> None:
+    table.add_column("", no_wrap=True)
+    for objective in objectives:
+        table.add_column(objective, justify="right", overflow="fold")
+    for view, of_view in _views(measures):
+        if view:
+            table.add_row(Text(view, style="bold"))
+        for (facet, direction), row in of_view.groupby(["facet", "direction"], sort=False):
+            table.add_row(f"{facet} {tables.arrow(str(direction))}", *_cells(row, objectives))
+
+
+def _objectives_down(table: Table, measures: pd.DataFrame) -> None:
+    facets = measures[["facet", "direction"]].drop_duplicates("facet")
+    table.add_column("", no_wrap=True)
+    for facet, direction in facets.itertuples(index=False):
+        table.add_column(f"{facet} {tables.arrow(direction)}", justify="right", overflow="fold")
+    for view, of_view in _views(measures):
+        if view:
+            table.add_row(Text(view, style="bold"))
+        objectives = list(dict.fromkeys(of_view["objective_label"]))
+        columns = [_cells(of_view[of_view["facet"] == facet], objectives) for facet in facets["facet"]]
+        for objective, *cells in zip(objectives, *columns, strict=True):
+            table.add_row(objective, *cells)
+
+
+def _views(measures: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The views with a heading each, or one without a heading."""
+    views = list(measures.groupby(tables.VIEW, sort=False))
+    return [(" · ".join(map(str, view)) if len(views) > 1 else "", rows) for view, rows in views]
+
+
+def _cells(measure: pd.DataFrame, objectives: list[str]) -> list[str]:
+    digits = tables.decimals(measure["mean"])
+    found = {row["objective_label"]: tables.number(row["mean"], row["spread"], digits)
+             for row in tables.records(measure)}  # fmt: skip
+    return [found.get(objective, "–") for objective in objectives]

@@ -1,0 +1,178 @@
+"""The report's tables: what is compared, on which images, and what is missing.
+
+Every table is a data frame with one row a fact, and is written as CSV; the page and the figures show these and nothing
+else.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scl_ray.report import statistics
+from scl_ray.results import Results, accuracies, common_images, plain, trial_means
+
+VIEW = ["backbone", "protocol"]  # objectives are compared within one backbone and one protocol
+MEASURE = ["facet", "metric", "method"]
+ACCURACY = "accuracy"
+MEASURED = "measured/"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """trials: one row a trial of the plan: its configuration, what became of it, its training measurements.
+    seeds: one row a trial and measure: the mean over the common images (those that all compared trials classify
+      correctly), with how many images have a defined value and how many have none.
+    measures: one row an objective and measure: mean and spread over seeds, and the comparison with the reference.
+    images: per view, how many images were evaluated and how many are common.
+    undefined: per objective, method and metric, how many values are undefined; only where there are any.
+    protocols: corrected and published side by side; empty where one protocol ran.
+    reference: the label of the objective that the others are compared with.
+    failures: trials that failed, have not finished, or miss scores. not_cells: pairs that make no sense, and why.
+    """
+
+    trials: pd.DataFrame
+    seeds: pd.DataFrame
+    measures: pd.DataFrame
+    images: pd.DataFrame
+    undefined: pd.DataFrame
+    protocols: pd.DataFrame
+    failures: pd.DataFrame
+    not_cells: pd.DataFrame
+    reference: str
+
+    def named(self) -> dict[str, pd.DataFrame]:
+        """The tables by the names of their files."""
+        return {name: table for name, table in vars(self).items() if isinstance(table, pd.DataFrame)}
+
+
+def make(results: Results) -> Tables:
+    """All tables of one sweep."""
+    reference = reference_objective(results)
+    seeds = seed_means(results)
+    measures = statistics.over_seeds(seeds, [*VIEW, *MEASURE, "direction", "objective_label"])
+    comparisons = statistics.compare(seeds, [*VIEW, *MEASURE], reference, family=VIEW)
+    measures = measures.merge(comparisons, "left", ["objective_label", *VIEW, *MEASURE])
+    measures["verdict"] = measures["verdict"].fillna("")
+    scores = measures[measures["facet"] != ACCURACY]
+    undefined = scores.loc[scores["undefined"] > 0, [*VIEW, "objective_label", "method", "metric", "undefined"]].copy()
+    undefined["values"] = undefined["undefined"] + scores.loc[undefined.index, "images"]
+    not_cells = pd.DataFrame(results.plan.get("not_cells", []), columns=["method", "metric", "reason"])
+    return Tables(_trials(results), seeds, measures, common_images(results), undefined, _protocols(measures),
+                  _failures(results), not_cells, reference)  # fmt: skip
+
+
+def reference_objective(results: Results) -> str:
+    """The label that the others are compared with: cross-entropy, or else the first objective."""
+    trials = results.trials
+    cross_entropy = trials.loc[trials["objective"] == "cross_entropy", "objective_label"]
+    labels = cross_entropy if len(cross_entropy) else trials["objective_label"]
+    return str(labels.iloc[0]) if len(labels) else ""
+
+
+def seed_means(results: Results) -> pd.DataFrame:
+    """One row a trial and measure: backbone, protocol, objective_label, seed, trial, facet, metric, method (both
+    without their protocol), direction, mean, images, undefined. Accuracy is a measure too, of no method, on all
+    evaluated images."""
+    scores = trial_means(results, images="common")
+    for column in ("method", "metric"):
+        scores[column] = scores[column].map({spec: plain(spec) for spec in scores[column].cat.categories}).astype(str)
+    accuracy = accuracies(results).rename(columns={"accuracy": "mean"}).drop(columns="confidence")
+    accuracy = accuracy.assign(facet=ACCURACY, metric=ACCURACY, method="", direction="higher", undefined=0)
+    rows = pd.concat([accuracy, scores.astype({"facet": str, "direction": str})]).astype({"protocol": str})
+    configuration = results.trials[["trial", "objective_label", "backbone", "seed"]]
+    rows = rows.merge(configuration.astype({"backbone": str, "objective_label": str}), on="trial")
+    return _ordered(rows, results)[[*VIEW, "objective_label", "seed", "trial", *MEASURE, "direction", "mean", "images",
+                                    "undefined"]]  # fmt: skip
+
+
+def representative(measures: pd.DataFrame) -> pd.DataFrame:
+    """The measures that stand for their facets: accuracy, and of each facet the first metric under the first method."""
+    first = measures.drop_duplicates([*VIEW, "facet"])[[*VIEW, *MEASURE]]
+    return measures.merge(first)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as dicts by column."""
+    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
+
+
+def decimals(values: pd.Series) -> int:
+    """Digits after the point that show three significant ones of the largest value."""
+    largest = float(np.nanmax(np.abs(values.to_numpy(float)), initial=0.0))
+    return int(np.clip(2 - np.floor(np.log10(largest)), 0, 6)) if largest > 0 else 2
+
+
+def number(mean: float, spread: float, digits: int) -> str:
+    """``0.271 ± 0.012``; the mean alone where one seed has no spread, a dash where nothing is defined."""
+    if np.isnan(mean):
+        return "–"
+    return f"{mean:.{digits}f}" if np.isnan(spread) else f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def arrow(direction: str) -> str:
+    return "↓" if direction == "lower" else "↑"
+
+
+def _ordered(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Rows in the configuration's order: backbone, protocol, facet as first met, metric, method, objective, seed."""
+    cells, trials = results.cells, results.trials
+    facets = [ACCURACY, *dict.fromkeys(cells["facet"].astype(str))]
+    orders = {
+        "backbone": list(trials["backbone"].cat.categories), "protocol": list(results.plan["protocols"]),
+        "facet": facets, "metric": [ACCURACY, *cells["plain_metric"].cat.categories],
+        "method": ["", *cells["plain_method"].cat.categories],
+        "objective_label": list(trials["objective_label"].cat.categories),
+    }  # fmt: skip
+    by = [*VIEW, *MEASURE, "objective_label", "seed"]
+    return rows.sort_values(
+        by, ignore_index=True, key=lambda column: column.map({v: i for i, v in enumerate(orders[column.name])})
+        if column.name in orders else column)  # fmt: skip
+
+
+def _trials(results: Results) -> pd.DataFrame:
+    table = results.trials.set_index(results.trials["trial"].astype(str)).drop(columns="trial")
+    for trial, record in results.records.items():
+        # The prefix keeps a measurement apart from a parameter of the same name (temperature is both).
+        measured = {f"{MEASURED}{name}": value for name, value in record.get("metrics", {}).items()}
+        facts = {"status": record["status"], "epochs": len(record.get("epochs", [])),
+                 "training_seconds": record.get("seconds"), "device": record.get("device"),
+                 "host": record.get("host"), "finished": record.get("finished"), **measured}  # fmt: skip
+        for name, value in facts.items():
+            if name not in table:
+                table[name] = pd.Series([None] * len(table), index=table.index, dtype=object)
+            table.at[trial, name] = value
+    return table.infer_objects().reset_index(names="trial")
+
+
+def _protocols(measures: pd.DataFrame) -> pd.DataFrame:
+    """One row a backbone, measure and objective that both protocols have: both means, the change, and whether the
+    objectives keep their order."""
+    keys = ["backbone", *MEASURE, "direction", "objective_label"]
+    sides = [measures.loc[measures["protocol"] == protocol, [*keys, "mean", "spread", "verdict"]]
+             for protocol in ("corrected", "published")]  # fmt: skip
+    table = sides[0].merge(sides[1], on=keys, suffixes=("_corrected", "_published"))
+    table["change"] = table["mean_published"] - table["mean_corrected"]
+    ranks = table.groupby(["backbone", *MEASURE], sort=False)[["mean_corrected", "mean_published"]].rank().fillna(0)
+    moved = ranks["mean_corrected"] != ranks["mean_published"]
+    table["same_order"] = ~moved.groupby([table[key] for key in ("backbone", *MEASURE)]).transform("any").astype(bool)
+    return table
+
+
+def _failures(results: Results) -> pd.DataFrame:
+    """Trials that do not stand fully in the tables, with the reason."""
+    wanted = len(results.cells) * results.plan["images"]
+    scored = results.query("SELECT trial, count(*) AS rows FROM scored GROUP BY ALL").set_index("trial")["rows"]
+    rows = []
+    for trial in results.plan["trials"]:
+        record = results.records.get(trial)
+        label = record["label"] if record else trial
+        if record is None:
+            rows.append((trial, label, "not finished", "training has not finished"))
+        elif record["status"] != "trained":
+            rows.append((trial, label, record["status"], record.get("error") or "no reason was recorded"))
+        elif scored.get(trial, 0) < wanted:
+            share = scored.get(trial, 0) / wanted
+            rows.append((trial, label, "incomplete", f"{share:.0%} of its scores are there"))
+    return pd.DataFrame(rows, columns=["trial", "label", "status", "reason"])

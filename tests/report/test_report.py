@@ -1,0 +1,230 @@
+"""The whole report: page, tables, figures and the summary, from a store of known truth."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from report import known_sweep as known
+from rich.console import Console
+
+from scl_ray.report import build, gallery, summary_table
+from scl_ray.report.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    known.write(out, protocols=("corrected", "published"), failed=(("triplet margin=0.3", 2),))
+    build(str(out), "demo")
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(out) -> str:
+    return (out / "demo/report/index.html").read_text()
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes; void and SVG elements close themselves."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "img", "br", "wbr", "path", "use"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "use"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_needs_no_network(page):
+    elements = Elements(page)
+    assert elements.open == []
+    assert {tag for tag, _ in elements.found}.isdisjoint({"script", "iframe", "object"})
+    for tag, attributes in elements.found:
+        for name in ("src", "href", "xlink:href"):
+            if name in attributes:
+                assert attributes[name].startswith(("#", "data:")), (tag, attributes[name])
+    assert not re.search(r"url\((?!#)", page)
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for tag, a in elements.found if tag == "a"} <= set(ids)
+
+
+def test_every_picture_says_what_it_shows(page):
+    elements = Elements(page).found
+    images = [attributes for tag, attributes in elements if tag == "img"]
+    assert len(images) == 2 * len(known.METHODS) * gallery.IMAGES * (1 + len(known.OBJECTIVES))
+    assert all(attributes["alt"] for attributes in images)
+    drawings = [attributes for tag, attributes in elements if tag == "svg"]
+    assert all(attributes["role"] == "img" and len(attributes["aria-label"]) > 40 for attributes in drawings)
+    assert any("cross_entropy 0.371 ± 0.010" in attributes["aria-label"] for attributes in drawings)
+
+
+def test_the_page_says_what_was_found_and_what_is_missing(page):
+    text = re.sub(r"\s+", " ", re.sub(r"<(svg|style).*?</\1>|<[^>]+>", "", page, flags=re.DOTALL))
+    assert "0.262 ± 0.010" in text
+    assert "supcon τ=0.07 against cross_entropy: ▲ better faithfulness" in text
+    assert "the loss is not finite (nan) in epoch 3" in text
+    assert "Eigen-CAM has no class to contrast" in text
+    assert "What the protocol changes" in text
+    common = len(known.common_ranks([(label, seed) for label in known.OBJECTIVES for seed in known.SEEDS
+                                     if (label, seed) != ("triplet margin=0.3", 2)]))  # fmt: skip
+    assert f"{common} images that all 11 compared networks classify correctly" in text
+    assert f"3 of {3 * common}" in text  # undefined values
+    assert "fingerprint 0123456789ab" in text
+
+
+def test_tables_and_figures_lie_beside_the_page(out):
+    report = out / "demo/report"
+    names = {path.stem for path in (report / "tables").iterdir()}
+    assert names == {"trials", "seeds", "measures", "images", "undefined", "protocols", "failures", "not_cells"}
+    measures = pd.read_csv(report / "tables/measures.csv", keep_default_na=False)
+    row = measures[(measures["protocol"] == "corrected") & (measures["objective_label"] == "supcon τ=0.07")
+                   & (measures["metric"] == "complexity") & (measures["method"] == "grad_cam")].iloc[0]  # fmt: skip
+    assert float(row["mean"]) == pytest.approx(6.39)
+    figures = {path.name for path in (report / "figures").iterdir()}
+    assert {name for name in figures if name.endswith(".svg")} == {
+        name.replace(".png", ".svg") for name in figures if name.endswith(".png")
+    }
+    assert {"pixel_flipping_auc-resnet8-corrected.png", "accuracy-resnet8-published.svg",
+            "curves-resnet8-corrected.svg", "gallery-eigen_cam-resnet8-published.png"} <= figures  # fmt: skip
+    assert Image.open(report / "figures/accuracy-resnet8-corrected.png").size[0] > 800
+
+
+def test_two_seeds_the_same_bytes_and_no_leftovers(tmp_path, capsys):
+    store = known.write(tmp_path, seeds=(0, 1), failed=(("triplet margin=0.3", 1),))
+    trial = known.trial_id("triplet margin=0.3", "resnet8", 1)
+    record = {k: v for k, v in store.record(trial).items() if k not in ("schema", "trial")}
+    store.write_record(trial, record | {"error": "<b>&</b>"})
+    report = tmp_path / "demo/report"
+    (report / "tables").mkdir(parents=True)
+    (report / "tables/of_an_earlier_report.csv").write_text("a\n")
+    paths = build(str(tmp_path), "demo")
+    first = {path.relative_to(report): path.read_bytes() for path in report.rglob("*.*")}
+    written = [paths.index, *paths.tables, *paths.figures]
+    assert sorted(Path(path).relative_to(report) for path in written) == sorted(first)
+    page = (report / "index.html").read_text()
+    assert "Not decided." in page
+    assert '<span class="mark better">' not in page
+    assert "&lt;b&gt;&amp;&lt;/b&gt;" in page
+
+    assert main(["--out", str(tmp_path), "--name", "demo"]) == 0
+    assert {path.relative_to(report): path.read_bytes() for path in report.rglob("*.*")} == first
+    assert "faithfulness ↓" in capsys.readouterr().out
+
+
+def test_nothing_trained_still_gives_a_page(tmp_path):
+    failed = [(label, 0) for label in known.OBJECTIVES]
+    known.write(tmp_path, seeds=(0,), failed=tuple(failed))
+    page = Path(build(str(tmp_path), "demo").index).read_text()
+    assert "4 of 4 trials are" in re.sub(r"\s+", " ", page)
+
+
+def test_no_image_that_all_classify_correctly_is_said(tmp_path):
+    store = known.write(tmp_path, seeds=(0,))
+    trial = known.trial_id("supcon τ=0.5", "resnet8", 0)
+    for part in store.parts("predictions", trial):
+        table = store._table(part)
+        wrong = table.set_column(table.column_names.index("prediction"), "prediction",
+                                 [(table["label"].to_numpy() + 1).astype(np.int32) % 10])  # fmt: skip
+        store.write_part("predictions", trial, part.holds, part.first, part.last, wrong)
+    page = Path(build(str(tmp_path), "demo").index).read_text()
+    assert "No image is classified correctly by all compared networks" in page
+
+
+def test_the_summary_shows_the_means_in_80_columns(out):
+    text = io.StringIO()
+    Console(file=text, width=80).print(summary_table(str(out), "demo"))
+    lines = text.getvalue().splitlines()
+    faithfulness = next(line for line in lines if line.startswith("faithfulness ↓"))
+    assert re.findall(r"0\.\d+ ± 0\.\d+", faithfulness)[:3] == ["0.371 ± 0.010", "0.262 ± 0.010", "0.305 ± 0.010"]
+    assert any(line.startswith("resnet8 · published") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_summary_turns_when_the_objectives_are_many(tmp_path):
+    store = known.write(tmp_path, seeds=(0, 1))
+    trial = known.trial_id("supcon τ=0.5", "resnet8", 1)
+    record = store.record(trial)
+    record["objective_label"] = "supcon τ=0.9"
+    store.write_record(trial, {k: v for k, v in record.items() if k not in ("schema", "trial")})
+    text = io.StringIO()
+    Console(file=text, width=120).print(summary_table(str(tmp_path), "demo"))
+    line = next(line for line in text.getvalue().splitlines() if line.startswith("supcon τ=0.07"))
+    assert "6.39 ± 0.01" in line
+
+
+def test_overlay_shows_the_sign_and_survives_a_zero_map():
+    image = np.zeros((1, 8, 8), np.uint8)
+    signed = np.zeros((8, 8), np.float32)
+    signed[0, 0], signed[7, 7] = -1, 1
+    against, for_it = gallery.overlay(image, signed)[0, 0], gallery.overlay(image, signed)[7, 7]
+    assert against[0] > against[2]  # orange
+    assert for_it[2] > for_it[1]  # purple
+    assert np.ptp(gallery.overlay(image, np.zeros((8, 8), np.float32)), axis=(0, 1)).max() == 0
+    assert gallery.overlay(np.zeros((3, 8, 8), np.uint8), signed).shape == (8, 8, 3)
+
+
+def test_no_such_sweep_is_one_sentence(tmp_path, capsys):
+    assert main(["--out", str(tmp_path), "--name", "nothing"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1
+    assert "plan.json is missing" in said
+
+
+def test_neither_ray_nor_mlflow_is_imported():
+    code = "import sys, scl_ray.report.writing; print([m for m in ('ray', 'mlflow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+@pytest.mark.browser
+def test_a_browser_opens_the_page_without_an_error(out, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    # A script in a copy of the page says what the browser made of it; the page itself has none and allows none.
+    page = (out / "demo/report/index.html").read_text()
+    probe = """<script>addEventListener("load", () => {
+      const images = [...document.images], drawings = [...document.querySelectorAll("figure svg")];
+      document.title = JSON.stringify({
+        images: images.length, broken: images.filter(i => !i.naturalWidth).length,
+        drawings: drawings.filter(s => s.getBoundingClientRect().height > 50).length,
+        wide: document.documentElement.scrollWidth - innerWidth});
+    });</script></body>"""
+    allowed = page.replace("style-src 'unsafe-inline'", "style-src 'unsafe-inline'; script-src 'unsafe-inline'")
+    for width in (1280, 390):
+        for name, text in (("page", page), ("probe", allowed.replace("</body>", probe))):
+            (tmp_path / f"{name}.html").write_text(text)
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+                 "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
+                 f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]  # fmt: skip
+        for name in ("page", "probe"):
+            done = subprocess.run([chromium, *flags, f"file://{tmp_path}/{name}.html"],
+                                  capture_output=True, text=True, timeout=120)  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert ":CONSOLE" not in done.stderr, done.stderr
+        said = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+        assert said["images"] > 50
+        assert said["broken"] == 0
+        assert said["drawings"] == page.count("<figure>")
+        assert said["wide"] <= 0, f"the page is wider than {width} pixels"
