@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from scl_ray import plugins, specs
 
@@ -139,7 +149,9 @@ class UserObjective(_Objective):
         return name
 
 
-BUILT_IN = {"cross_entropy": CrossEntropy, "supcon": SupCon, "triplet": Triplet, "simclr": SimCLR}
+BUILT_IN: dict[str, type[_Objective]] = {
+    "cross_entropy": CrossEntropy, "supcon": SupCon, "triplet": Triplet, "simclr": SimCLR,
+}
 
 
 _OBJECTIVES: dict[str, type[_Objective]] = {**BUILT_IN, "metric_learning": MetricLearning, "plugin": UserObjective}

@@ -54,7 +54,8 @@ def held(store: Store, lost: Callable[[str], None]) -> Iterator[None]:
 
 
 def _identity() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "since": time.strftime("%F %T")}
+    now = time.strftime("%F %T")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "since": now}
 
 
 def _describe(holder: dict[str, Any]) -> str:
@@ -77,10 +78,10 @@ def _on_disk(store: Store) -> Iterator[Callable[[], dict[str, Any] | None]]:
         except BlockingIOError:
             raise _refusal(store, _content(path)) from None
         other = _content(path)
-        if other and other.get("host") != mine["host"]:
-            # This filesystem may not carry flock between hosts, so the other host's lease decides.
-            if _renewed(lambda: path.stat().st_mtime_ns, remaining=LEASE - _age(path)):
-                raise _refusal(store, other)
+        # This filesystem may not carry flock between hosts, so another host's lease decides.
+        is_elsewhere = other and other.get("host") != mine["host"]
+        if is_elsewhere and _renewed(lambda: path.stat().st_mtime_ns, remaining=LEASE - _age(path)):
+            raise _refusal(store, other)
         _put(file, mine)
 
         def renew() -> dict[str, Any] | None:

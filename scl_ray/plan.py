@@ -84,6 +84,12 @@ def make(sweep: Sweep, dataset: "Dataset", store: Store, slots: int) -> Plan:
     return Plan(sweep, summary, trials, versioned, tuple(not_cells), images, todo)
 
 
+def check(sweep: Sweep, dataset: "Dataset") -> None:
+    """Raise InputError when *dataset* cannot serve *sweep*'s evaluation."""
+    images_of(sweep, len(dataset.test_labels))
+    cells_of(sweep, dataset.test_masks is not None)
+
+
 def cells_of(sweep: Sweep, has_masks: bool) -> tuple[list[Cell], list[tuple[Cell, str]]]:
     """The sweep's cells, and those that make no sense with the reason."""
     from scl_ray.evaluation import cells

@@ -36,7 +36,7 @@ class Versioned(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One Parquet file: *holds* is its evaluation's hash or its read-out, ranks run from *first* to *last* inclusive."""
+    """One Parquet file: its evaluation's hash or its read-out, and the ranks *first* to *last*, inclusive."""
 
     path: str
     holds: str
@@ -250,5 +250,6 @@ def rows_of(table: pa.Table, cells: Sequence[Versioned]) -> pa.Table:
         "method": pa.array([v.cell.method for v in cells]), "metric": pa.array([v.cell.metric for v in cells])
     }).select(keys).group_by(keys).aggregate([])  # fmt: skip
     plain = table.select(keys).cast(pa.schema([(key, pa.string()) for key in keys]))
-    found = plain.append_column("row", pa.array(range(table.num_rows), pa.int64())).join(wanted, keys, join_type="left semi")
+    numbered = plain.append_column("row", pa.array(range(table.num_rows), pa.int64()))
+    found = numbered.join(wanted, keys, join_type="left semi")
     return table.take(found["row"].sort())

@@ -8,7 +8,6 @@ is named in the summary; 2: the input was refused.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import requests
 
-from scl_ray import tracking
+from scl_ray import tracker, tracking
 from scl_ray.config import InputError
+from scl_ray.tracker import Tracker
 
 SWEEP = {"name": "demo", "grid": {"seed": [0, 1]}}
 MEANS = {"faithfulness/pixel_flipping_auc/grad_cam": 0.25, "continuity/ssim_continuity[noise=0.1]/eigen_cam[a=b]": 0.5}
@@ -417,26 +418,25 @@ def test_server_holds_the_same(server: Server, report: Path) -> None:
 
 def test_server_away_delays_the_log_only(server: Server, report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.1)
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(tracker, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.5)
     warnings: list[str] = []
     first, *later = SUPCON["epochs"]
     starting = SUPCON | {"status": "training", "epochs": [], "metrics": {}}
 
-    with tracking.Tracker(server.address, "outage", warn=warnings.append) as tracker:
-        tracker.epoch(starting, first)
-        wait(lambda: not tracker._trials and tracker._report is None)
+    with Tracker(server.address, "outage", warn=warnings.append) as log:
+        log.epoch(starting, first)
+        wait(lambda: not log._trials)
         server.kill()
         for row in later:
-            tracker.epoch(starting, row)
+            log.epoch(starting, row)
         wait(lambda: warnings)
-        tracker.trial(SUPCON, MEANS)
-        tracker.trial(CROSS_ENTROPY)
-        tracker.report(str(report))
+        log.trial(SUPCON, MEANS)
+        log.trial(CROSS_ENTROPY)
         with pytest.raises(tracking.TrackingError, match="Connection refused"):
             tracking.log_sweep(server.address, "outage", [SUPCON], {})
         server.start()
-        assert tracker.close(timeout=30)
+        assert log.close(timeout=30)
 
     assert len(warnings) == 1
     stored = Stored(server.address, "outage")
@@ -455,10 +455,10 @@ def test_the_end_does_not_wait_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        tracker = tracking.Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "silent", warn=lambda message: None)
-        tracker.trial(SUPCON, MEANS)
+        log = Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "silent", warn=lambda message: None)
+        log.trial(SUPCON, MEANS)
         start = time.monotonic()
-        assert not tracker.close(timeout=0.5)
+        assert not log.close(timeout=0.5)
         assert time.monotonic() - start < 2
-        tracker._thread.join()
-        assert not tracker.close(timeout=0)
+        log._thread.join()
+        assert not log.close(timeout=0)

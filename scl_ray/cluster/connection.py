@@ -6,6 +6,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Read by Ray when it is first imported.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -24,7 +25,7 @@ ANSWER_WITHIN = 8.0  # seconds that a cluster's head may take to say that it is 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """A connection to Ray for the time of the block: to the cluster at *address*, or to a local Ray when it is None."""
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         ray.init(address="local", include_dashboard=False, **quiet)
     else:
@@ -78,10 +79,11 @@ def task_options(slot: Slot) -> dict[str, object]:
 
     Ray never retries by itself: the coordinator does, a bounded number of times.
     """
+    outside: Any = None
     return {
         "num_cpus": slot.cpus,
         "num_gpus": slot.gpus if ray.cluster_resources().get("GPU", 0) else 0,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=None),
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=outside),
         "max_retries": 0,
     }
 

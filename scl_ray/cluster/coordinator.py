@@ -52,10 +52,12 @@ def _trained(
     attempt = 1
     while True:
         try:
-            epochs = start.remote(store, trial_id, work.trial, about, dataset[0], sources, options["num_cpus"])
+            epochs: Any = start.remote(store, trial_id, work.trial, about, dataset[0], sources, options["num_cpus"])
             for epoch in epochs:
-                tune.report({"phase": "training", "epoch_metrics": ray.get(epoch)})
-                attempt = 1
+                metrics = ray.get(epoch)
+                tune.report({"phase": "training", "epoch_metrics": metrics})
+                if metrics:
+                    attempt = 1
             return None
         except ray.exceptions.RayTaskError as error:
             return _sentence(error)
@@ -83,8 +85,7 @@ def _evaluated(
         shard, attempt = running.pop(done)
         span = f"images {shard.first}-{shard.last}"
         try:
-            seconds = ray.get(done)
-            tune.report({"phase": "evaluating", "shard_images": shard.images, "shard_seconds": seconds})
+            tune.report({"phase": "evaluating", "shard_images": shard.images, **ray.get(done)})
         except ray.exceptions.RayTaskError as error:
             failed.append(f"{span}: {_sentence(error)}")
         except ray.exceptions.RayError as error:

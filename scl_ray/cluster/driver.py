@@ -7,6 +7,8 @@ MLflow. Tune's restore is not used: identity and what is on disk decide what run
 import contextlib
 import os
 import sys
+import uuid
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from scl_ray.cluster import connection
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old one is silent when asked to be
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 import pyarrow as pa
@@ -30,8 +33,9 @@ from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
 from scl_ray.config import InputError, Sweep
 from scl_ray.plan import Plan
-from scl_ray.results import open_results, trial_means
+from scl_ray.results import Results, open_results, trial_means
 from scl_ray.store import Store, local_folder, open_store
+from scl_ray.tracker import Tracker
 
 if TYPE_CHECKING:
     from scl_ray.datasets import Dataset
@@ -49,7 +53,6 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
     folder = local_folder(out)
     out = out if folder is None else str(folder.absolute())
     store = open_store(out, sweep.name)
-    check_writable(store, out)
     uri = tracking.tracking_uri(out)
     tracking.check(uri, sweep.name)
     with contextlib.ExitStack() as stack:
@@ -57,27 +60,38 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
         if address is not None:
             stack.enter_context(connection.connected(address))
             slots = connection.check_resources(sweep.resources)
-            if folder is not None:
-                connection.check_shared_folder(folder.absolute())
-        stack.enter_context(lock.held(store, lost=_leave))
         dataset = datasets.load(sweep.dataset)
+        planning.check(sweep, dataset)
+        check_writable(store, out)
+        if address is not None and folder is not None:
+            connection.check_shared_folder(folder.absolute())
+        stack.enter_context(lock.held(store, lost=_leave))
         plan = planning.make(sweep, dataset, store, slots)
         changed = _write_plan(store, plan, dataset)
-        failures = {}
+        failures: dict[str, str] = {}
+        is_logged = True
         if plan.work:
             if address is None:
                 stack.enter_context(connection.connected(None))
                 slots = connection.check_resources(sweep.resources)
-            failures = _run_trials(plan, store, dataset, slots, out, uri, console)
-        _conclude(plan, store, out, uri, failures, changed, console)
+            failures, is_logged = _run_trials(plan, store, dataset, slots, out, uri, console)
+        results = open_results(out, sweep.name)
+        if changed or plan.work or not store.fs.exists(store.path("report/index.html")):
+            report.build(out, sweep.name)
+        if is_logged:
+            is_logged = _log(plan, store, results, uri, failures, console)
+        _summarise(plan, store, out, failures, console)
+        if not is_logged:
+            console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
     return 1 if failures else 0
 
 
 def check_writable(store: Store, out: str) -> None:
     """Raise InputError unless results can be written below *out*."""
+    probe = f".probe-{uuid.uuid4().hex}"
     try:
-        store.write(".probe", b"")
-        store.remove(".probe")
+        store.write(probe, b"")
+        store.remove(probe)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder") from error
 
@@ -107,8 +121,8 @@ def _sample_images(plan: Plan, dataset: "Dataset") -> pa.Table:
 
 def _run_trials(
     plan: Plan, store: Store, dataset: "Dataset", slots: int, out: str, uri: str, console: Console
-) -> dict[str, str]:
-    """Run every trial that has something missing. Returns what failed: trial to reason."""
+) -> tuple[dict[str, str], bool]:
+    """Run every trial that has something missing. Returns what failed, trial to reason, and whether MLflow kept up."""
     trainable = tune.with_parameters(
         coordinate,
         plan=plan,
@@ -123,7 +137,7 @@ def _run_trials(
     if local_folder(out) is None:
         scratch["storage_filesystem"] = pafs.PyFileSystem(pafs.FSSpecHandler(store.fs))
     progress = Progress(plan, slots, console)
-    tracker = tracking.Tracker(uri, plan.sweep.name, warn=console.print)
+    tracker = Tracker(uri, plan.sweep.name, warn=console.print)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "memory": COORDINATOR_MEMORY}),
         param_space={"trial": tune.grid_search(list(plan.work))},
@@ -138,54 +152,65 @@ def _run_trials(
     )
     with progress, tracker:
         results = tuner.fit()
+        is_logged = tracker.close()
     failures = dict(progress.failures)
-    for result in results:
+    for result in map(results.__getitem__, range(len(results))):
         if result.error is not None:
             last_line = str(result.error).strip().splitlines()[-1]
+            assert result.config is not None
             failures[result.config["trial"]] = f"its coordinator was lost ({last_line})"
     store.remove(".tune")
-    return failures
+    return failures, is_logged
 
 
 class _Follow(tune.Callback):
     """Passes what the coordinators report to the progress view and to MLflow's writer."""
 
-    def __init__(self, plan: Plan, progress: Progress, store: Store, tracker: tracking.Tracker) -> None:
+    def __init__(self, plan: Plan, progress: Progress, store: Store, tracker: Tracker) -> None:
         self.plan, self.progress, self.store, self.tracker = plan, progress, store, tracker
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks for a restore that a sweep never makes; a terminal and a thread cannot be.
+        return {}
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         trial_id = trial.config["trial"]
         self.progress.update(trial_id, result)
-        if result["phase"] == "training":
+        if result["phase"] == "training" and result["epoch_metrics"]:
             record = {"trial": trial_id, "status": "training", **self.plan.trial_record(self.plan.trials[trial_id])}
             self.tracker.epoch(record, result["epoch_metrics"])
         elif result["phase"] in ("trained", "done", "failed"):
-            record = self.store.record(trial_id)
-            if record is not None:
-                self.tracker.trial(record)
+            written = self.store.record(trial_id)
+            if written is not None:
+                self.tracker.trial(written)
 
 
-def _conclude(
-    plan: Plan, store: Store, out: str, uri: str, failures: Mapping[str, str], changed: bool, console: Console
-) -> None:
-    """Bring report and MLflow up to date with the store and say where everything is."""
-    name = plan.sweep.name
-    results = open_results(out, name)
-    if changed or plan.work or not store.fs.exists(store.path("report/index.html")):
-        report.build(out, name)
-    means = {
-        trial: {f"{row.facet}/{row.metric}/{row.method}": row.mean for row in rows.itertuples()}
-        for trial, rows in trial_means(results).groupby("trial", observed=True)
-    }
-    records = [record for trial in plan.trials if (record := store.record(trial)) is not None]
+def _log(
+    plan: Plan, store: Store, results: Results, uri: str, failures: Mapping[str, str], console: Console
+) -> bool:
+    """Bring MLflow up to date with the store. Returns False when it is away."""
+    means: dict[str, dict[str, float | None]] = defaultdict(dict)
+    for row in trial_means(results).to_dict("records"):
+        means[row["trial"]][f"{row['facet']}/{row['metric']}/{row['method']}"] = row["mean"]
     try:
         tracking.log_sweep(
-            uri, name, records, means, store.path("report"), plan.sweep.model_dump(mode="json"),
+            uri,
+            plan.sweep.name,
+            results.records.values(),
+            means,
+            store.path("report"),
+            plan.sweep.model_dump(mode="json"),
             status="FAILED" if failures else "FINISHED",
-        )  # fmt: skip
+        )
     except tracking.TrackingError as error:
-        console.print(f"[yellow]{error}[/yellow]; the results are complete, and the same command completes the log")
-    console.print(report.summary_table(out, name))
+        console.print(f"[yellow]{error}[/yellow]")
+        return False
+    return True
+
+
+def _summarise(plan: Plan, store: Store, out: str, failures: Mapping[str, str], console: Console) -> None:
+    """Print the table, what failed, and where everything is."""
+    console.print(report.summary_table(out, plan.sweep.name))
     for trial, reason in failures.items():
         console.print(f"[red]failed[/red]  {plan.trials[trial].label} ({trial}): {reason}")
     for what, where in (

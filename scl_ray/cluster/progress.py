@@ -21,10 +21,11 @@ class Progress:
 
     def __init__(self, plan: Plan, slots: int, console: Console) -> None:
         self.plan, self.slots, self.console = plan, slots, console
-        self.phase = {trial: "waiting" for trial in plan.work}
-        self.epoch = {trial: 0 for trial in plan.work}
+        self.phase = dict.fromkeys(plan.work, "waiting")
+        self.epoch = dict.fromkeys(plan.work, 0)
         self.loss: dict[str, float] = {}
         self.failures: dict[str, str] = {}
+        self.nodes: set[str] = set()
         self.shards_left = {trial: len(work.shards) for trial, work in plan.work.items()}
         self.images_left = {trial: total_images(work.shards) for trial, work in plan.work.items()}
         self.shards = sum(self.shards_left.values())
@@ -51,8 +52,7 @@ class Progress:
         """Take one report of a trial's coordinator."""
         phase, label = report["phase"], self.plan.work[trial].trial.label
         match phase:
-            case "training":
-                metrics = report["epoch_metrics"]
+            case "training" if metrics := report["epoch_metrics"]:
                 self.epoch[trial], self.loss[trial] = metrics["epoch"], metrics["loss"]
                 self.train_seconds += metrics["seconds"]
                 self.epochs_seen += 1
@@ -62,7 +62,8 @@ class Progress:
                 self.shards_left[trial] -= 1
                 self.images_left[trial] -= report["shard_images"]
                 self.images_seen += report["shard_images"]
-                self.evaluate_seconds += report["shard_seconds"]
+                self.evaluate_seconds += report["seconds"]
+                self.nodes.add(report["node"])
             case "failed":
                 self.failures[trial] = report["error"]
                 self._say(f"[red]failed[/red]     {label}: {report['error']}")
@@ -79,7 +80,8 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """An estimate of the time to the end, or None before anything was measured."""
-        epochs = sum(work.trial.training.epochs - self.epoch[t] for t, work in self.plan.work.items() if self._trains(t))
+        work_left = self.plan.work.items()
+        epochs = sum(work.trial.training.epochs - self.epoch[trial] for trial, work in work_left if self._trains(trial))
         images = sum(left for trial, left in self.images_left.items() if trial not in self.failures)
         if (epochs and not self.epochs_seen) or (images and not self.images_seen and not self.epochs_seen):
             return None
@@ -131,7 +133,7 @@ class Progress:
         for trial, work in self.plan.work.items():
             if self.phase[trial] == "training":
                 rows.add_row("training", work.trial.label, f"epoch {self.epoch[trial]}/{work.trial.training.epochs}",
-                             f"loss {self.loss[trial]:.3f}")  # fmt: skip
+                             f"loss {self.loss[trial]:.3f}" if trial in self.loss else "")  # fmt: skip
             elif self.phase[trial] == "evaluating" and self.shards_left[trial]:
                 rows.add_row("evaluating", work.trial.label, f"{self.shards_left[trial]} shards left", "")
         return Group(head, rows, bar)

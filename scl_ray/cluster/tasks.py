@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from scl_ray import plugins
 from scl_ray.config import Trial
 from scl_ray.plan import SAMPLE
@@ -30,23 +32,29 @@ def train(
     store: Store, trial_id: str, trial: Trial, about: Mapping[str, Any], dataset: "Dataset",
     sources: Mapping[str, str], threads: int,
 ) -> Iterator[dict[str, Any]]:
-    """Train one trial, yielding its metrics once an epoch; it goes on from its last whole epoch where there is one.
+    """Train one trial, from its last whole epoch where there is one.
 
-    *about* is what the trial's record says in any case. At the end the checkpoint and the record lie in the store and what resuming needed is gone.
+    Yields ``{}`` when it starts and its metrics after each epoch. *about* is what the trial's record says in any case.
+    At the end the checkpoint and the record lie in the store, and what resuming needed is gone.
     """
     import torch
 
     from scl_ray import checkpoint, training
 
+    yield {}
     device = _prepare(sources, threads)
     resume = f"checkpoints/{trial_id}/resume.pt"
     saved = store.read(resume)
-    progress = torch.load(io.BytesIO(saved), weights_only=True) if saved else {"state": None, "epochs": [], "seconds": 0.0}
-    epochs, state, before = progress["epochs"], progress["state"], progress["seconds"]
-    started = time.perf_counter()
-    for metrics, state in training.fit(dataset, trial, device=device, state=state):
+    progress: dict[str, Any] = {"state": None, "epochs": [], "seconds": 0.0}
+    if saved is not None:
+        progress = torch.load(io.BytesIO(saved), weights_only=True)
+    state, epochs = progress["state"], progress["epochs"]
+    # As if it had started when the time that was already spent began.
+    started = time.perf_counter() - progress["seconds"]
+    for metrics, reached in training.fit(dataset, trial, device=device, state=state):
+        state = reached
         epochs.append(metrics)
-        seconds = before + time.perf_counter() - started
+        seconds = time.perf_counter() - started
         buffer = io.BytesIO()
         torch.save({"state": state, "epochs": epochs, "seconds": seconds}, buffer)
         store.write(resume, buffer.getvalue())
@@ -60,8 +68,9 @@ def train(
         "readouts": {protocol: trained.readout_name(protocol) for protocol in ("corrected", "published")},
         "epochs": epochs,
         "metrics": measured,
-        "seconds": before + time.perf_counter() - started,
+        "seconds": time.perf_counter() - started,
         "host": socket.gethostname(),
+        "node": _node(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "finished": time.strftime("%FT%TZ", time.gmtime()),
         "versions": {name: version(name) for name in ("scl_ray", "torch", "torchvision", "ray", "captum")},
@@ -70,9 +79,9 @@ def train(
 
 
 def evaluate(
-    store: Store, trial_id: str, shard: Shard, dataset: "Dataset", sources: Mapping[str, str], threads: int, save_maps: bool
-) -> float:
-    """Explain and score one shard and write its parts, the scores last. Returns the seconds it took."""
+    store: Store, trial_id: str, shard: Shard, dataset: "Dataset", sources: Mapping[str, str], threads: int
+) -> dict[str, Any]:
+    """Explain and score one shard and write its parts, the scores last. Returns the seconds it took, and the node."""
     from scl_ray.evaluation import evaluate as measure
 
     device = _prepare(sources, threads)
@@ -95,7 +104,12 @@ def evaluate(
     if shard.cells:
         scores = rows_of(result.scores, shard.cells)
         store.write_part("scores", trial_id, name, shard.first, shard.last, scores, shard.cells)
-    return time.perf_counter() - started
+    return {"seconds": time.perf_counter() - started, "node": _node()}
+
+
+def _node() -> str | None:
+    """The Ray node that this runs on; several may share a host."""
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
 
 
 def _prepare(sources: Mapping[str, str], threads: int) -> str:

@@ -1,0 +1,83 @@
+"""Logging a sweep to MLflow while it runs, without ever waiting for MLflow."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from scl_ray.config import InputError
+from scl_ray.tracking import Means, Record, TrackingError, log_sweep
+
+FLUSH_SECONDS = 2.0  # what happens within this time is written together
+RETRY_SECONDS = 60.0  # the longest pause between two attempts while MLflow is away
+
+
+class Tracker:
+    """Logs a sweep while it runs, from one thread, so that a slow or absent MLflow never holds anything up.
+
+    Only the latest state of each trial waits to be written, so what waits is bounded. While MLflow is away, *warn* is
+    called once and the thread keeps trying; `log_sweep` later adds whatever is still missing. To be used by one
+    process at a time, and closed before that process calls `log_sweep`.
+    """
+
+    def __init__(self, uri: str, name: str, warn: Callable[[str], object]) -> None:
+        self._uri, self._name, self._warn = uri, name, warn
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._epochs: dict[str, dict[int, Record]] = {}
+        self._trials: dict[str, tuple[Record, Means | None]] = {}
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        self._thread.start()
+
+    def epoch(self, record: Record, metrics: Mapping[str, Any]) -> None:
+        """A trial in training has finished an epoch: its *record* so far, and the epoch's row of *metrics*."""
+        with self._lock:
+            rows = self._epochs.setdefault(record["trial"], {})
+            rows.update({row["epoch"]: row for row in [*record.get("epochs", ()), metrics]})
+            self._trials[record["trial"]] = {**record, "epochs": list(rows.values())}, None
+
+    def trial(self, record: Record, means: Means | None = None) -> None:
+        """A trial is trained or has failed, and with *means* is evaluated too."""
+        with self._lock:
+            self._epochs.pop(record["trial"], None)
+            self._trials[record["trial"]] = record, means
+
+    def close(self, timeout: float = 30.0) -> bool:
+        """Write what waits, for at most *timeout* seconds. Returns whether nothing is left and the thread has ended."""
+        self._closing.set()
+        self._thread.join(timeout)
+        return not (self._thread.is_alive() or self._trials)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        pause, warned = FLUSH_SECONDS, False
+        while not self._closing.wait(pause):
+            start = time.monotonic()
+            error = self._flush()
+            # Reading back a sweep of a thousand trials takes seconds, which are the driver's too.
+            usual = max(FLUSH_SECONDS, 3 * (time.monotonic() - start))
+            pause = min(2 * pause, RETRY_SECONDS) if error else usual
+            if error and not warned:
+                self._warn(f"{error}; the sweep goes on, and its log is completed when MLflow can be used again")
+                warned = True
+        self._flush()
+
+    def _flush(self) -> TrackingError | InputError | None:
+        with self._lock:
+            trials, self._trials = self._trials, {}
+        if not trials:
+            return None
+        records = [record for record, _ in trials.values()]
+        means = {trial: means for trial, (_, means) in trials.items() if means is not None}
+        try:
+            log_sweep(self._uri, self._name, records, means, status="RUNNING")
+        except (TrackingError, InputError) as error:
+            with self._lock:
+                self._trials = trials | self._trials
+            return error
+        return None

@@ -1,0 +1,96 @@
+"""A cluster of three ``ray start`` processes on this machine, and the real command on it."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, small
+
+RAY = str(Path(sys.executable).with_name("ray"))
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+def environment(token: str = TOKEN) -> dict[str, str]:
+    return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
+def can_mask_folders() -> bool:
+    return os.getuid() == 0 and shutil.which("unshare") is not None and (
+        subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    )
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the third node does not see."""
+    return tmp_path_factory.mktemp("hidden")
+
+
+@pytest.fixture(scope="module")
+def address(hidden: Path) -> Iterator[str]:
+    """Head and two nodes with one CPU each; the third has an empty folder where *hidden* is, if that can be done here."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    head = [RAY, "start", "--head", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
+    join = [RAY, "start", f"--address={address}"]
+    mask = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh"] if can_mask_folders() else []
+    nodes = []
+    try:
+        for command in (head, join, [*mask, *join]):
+            nodes.append(subprocess.Popen([*command, "--num-cpus=1", "--block"], env=environment(), text=True,
+                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True))  # fmt: skip
+            for line in nodes[-1].stdout:
+                if "--block" in line:
+                    break
+        yield address
+    finally:
+        for node in reversed(nodes):
+            node.send_signal(signal.SIGTERM)
+        for node in nodes:
+            try:
+                node.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(node.pid, signal.SIGKILL)
+                node.wait()
+            node.stdout.close()
+
+
+def command(*arguments: object, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    full = [sys.executable, ROOT / "sweeps/full_grid.py", *small("evaluation.protocol=corrected", "training.epochs=1"), *arguments]
+    return subprocess.run([str(part) for part in full], env=environment(token), capture_output=True, text=True, timeout=300)
+
+
+def test_a_sweep_uses_every_node(address: str, tmp_path: Path) -> None:
+    done = command("--address", "auto", "--out", tmp_path / "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "on 3 slots" in done.stdout
+    root = tmp_path / "runs/demo"
+    records = [json.loads(path.read_text()) for path in (root / "trials").iterdir()]
+    assert len(records) == 4
+    assert len({record["node"] for record in records}) > 1
+    assert len(list((root / "scores").rglob("*.parquet"))) == 8
+    assert command("--address", address, "--out", tmp_path / "runs").returncode == 0
+
+
+def test_a_folder_that_another_node_cannot_read_is_refused(address: str, hidden: Path) -> None:
+    if not can_mask_folders():
+        pytest.skip("needs root and unshare, to hide a folder from one node")
+    refused = command("--address", address, "--out", hidden / "runs")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "cannot use it" in refused.stderr
+    assert "every node mounts" in refused.stderr
+    assert not list(hidden.rglob("*.parquet"))
+
+
+def test_another_token_is_refused(address: str, tmp_path: Path) -> None:
+    refused = command("--address", address, "--out", tmp_path / "runs", token="f" * 32)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "--address" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,103 @@
+"""What tests share: the digits, one trained network, and one small sweep that ran through the real command."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# Before anything imports Ray or MLflow.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+for variable in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+    os.environ.pop(variable, None)
+
+import pytest
+import torch
+
+from scl_ray import config, datasets, training
+from scl_ray.checkpoint import Checkpoint
+from scl_ray.config import DatasetConfig, Trial
+from scl_ray.datasets import Dataset
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "sweeps/demo.yaml"
+
+# The small sweep that slow tests share: 2 objectives x 2 seeds, both protocols, every kind of metric the digits allow.
+SMALL = [
+    "grid.objective=[cross_entropy, {name: supcon, temperature: [0.07]}]",
+    "training.epochs=2",
+    "evaluation.images=80",
+    "evaluation.methods=[grad_cam, eigen_cam, saliency]",
+    "evaluation.metrics=[pixel_flipping_auc, ssim_continuity, ssim_contrastivity, complexity]",
+    "evaluation.protocol=[corrected, published]",
+]
+
+sys.path.insert(0, str(ROOT / "sweeps"))
+
+
+class Outcome(NamedTuple):
+    """What a command did: its exit code and what it printed."""
+
+    code: int
+    out: str
+    error: str
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """scikit-learn's digits at 32x32."""
+    return datasets.load(DatasetConfig(name="digits", image_size=32))
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Dataset) -> Checkpoint:
+    """A cross-entropy ResNet-8 after a few epochs on the digits."""
+    torch.set_num_threads(1)
+    trial = config.load(DEMO, ["grid.objective=cross_entropy", "training.epochs=4"]).trials()[0]
+    assert isinstance(trial, Trial)
+    *_, (_, state) = training.fit(digits, trial)
+    return training.finish(digits, trial, state)[0]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs sweeps/full_grid.py in this process with the given arguments."""
+    import full_grid
+
+    def command(*arguments: object) -> Outcome:
+        capfd.readouterr()
+        try:
+            code = full_grid.main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse's own refusals
+            code = int(stop.code or 0)
+        return Outcome(code, *capfd.readouterr())
+
+    return command
+
+
+def small(*overrides: str) -> list[str]:
+    """The arguments of the small sweep, with *overrides* after its own."""
+    return ["--config", str(DEMO), *(f"--set={override}" for override in [*SMALL, *overrides])]
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``--out`` folder of the small sweep, run to its end on an embedded Ray. Not to be changed: see `sweep_copy`."""
+    import full_grid
+
+    out = tmp_path_factory.mktemp("finished") / "runs"
+    assert full_grid.main([*small(), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def sweep_copy(finished_sweep: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the finished sweep's ``--out`` folder, to be changed at will."""
+    # MLflow's database names the place of its artifacts, so a copied sweep starts a log of its own.
+    out = tmp_path / "runs"
+    shutil.copytree(finished_sweep, out, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+    yield out
+    shutil.rmtree(out)

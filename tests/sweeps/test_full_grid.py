@@ -1,0 +1,277 @@
+"""The command: run, run again, extend, dry run, and every refusal."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import ROOT, Outcome, small
+
+from scl_ray.store import open_store
+
+Run = Callable[..., Outcome]
+
+
+def parts(out: Path) -> dict[str, int]:
+    """Every file that a sweep computes, with the time it was written."""
+    kinds = ("trials", "checkpoints", "scores", "predictions", "curves", "samples")
+    return {str(p.relative_to(out)): p.stat().st_mtime_ns for k in kinds for p in (out / "demo" / k).rglob("*.*")}
+
+
+def new_since(before: dict[str, int], out: Path) -> set[str]:
+    return {path for path, written in parts(out).items() if before.get(path) != written}
+
+
+def test_the_layout_is_as_promised(finished_sweep: Path) -> None:
+    root = finished_sweep / "demo"
+    plan = json.loads((root / "plan.json").read_text())
+    assert len(plan["trials"]) == 4
+    for trial in plan["trials"]:
+        record = json.loads((root / "trials" / f"{trial}.json").read_text())
+        assert record["status"] == "trained"
+        assert [row["epoch"] for row in record["epochs"]] == [1, 2]
+        # What resuming needed is gone, and the checkpoint is whole.
+        assert {p.name for p in (root / "checkpoints" / trial).iterdir()} == {"weights.safetensors", "checkpoint.json"}
+        scores = pq.read_table(root / "scores" / trial)
+        assert scores.column_names == ["trial", "image", "method", "metric", "value"]
+        # 3 methods x 4 metrics, but Eigen-CAM has no class to contrast; both protocols; 80 images.
+        assert scores.num_rows == (3 * 4 - 1) * 2 * 80
+        assert len(set(zip(*(scores[c].to_pylist() for c in ("image", "method", "metric")), strict=True))) == scores.num_rows
+        readouts = {p.name.split("-")[0] for p in (root / "predictions" / trial).iterdir()}
+        assert readouts == set(record["readouts"].values())
+    assert (root / "report/index.html").stat().st_size > 10_000
+    assert not (root / ".tune").exists()
+    assert yaml.safe_load((root / "sweep.yaml").read_text())["name"] == "demo"
+    assert (finished_sweep / "mlflow.db").exists()
+    assert not [path for path in finished_sweep.rglob("*") if "=" in path.name]
+
+
+def test_evaluation_overlaps_training(finished_sweep: Path) -> None:
+    root = finished_sweep / "demo"
+    first_score = min(path.stat().st_mtime for path in (root / "scores").rglob("*.parquet"))
+    last_trained = max(path.stat().st_mtime for path in (root / "trials").iterdir())
+    assert first_score < last_trained
+
+
+def test_the_same_command_computes_nothing(sweep_copy: Path, run: Run) -> None:
+    before = parts(sweep_copy)
+    first = run(*small(), "--out", sweep_copy)
+    again = run(*small(), "--out", sweep_copy)
+    assert first.code == again.code == 0
+    assert not new_since(before, sweep_copy)
+    assert "accuracy" in again.out
+    assert again.out == first.out
+    for where in ("report/index.html", "scores", "mlflow ui"):
+        assert where in again.out
+
+
+def test_one_more_metric_is_all_that_is_computed(sweep_copy: Path, run: Run) -> None:
+    before = parts(sweep_copy)
+    done = run(*small("evaluation.metrics=[pixel_flipping_auc, ssim_continuity, ssim_contrastivity, complexity, sparseness]",
+                      "evaluation.protocol=corrected"), "--out", sweep_copy)  # fmt: skip
+    assert done.code == 0, done.error
+    fresh = new_since(before, sweep_copy)
+    assert {path.split("/")[1] for path in fresh} == {"scores", "samples"}
+    for path in fresh:
+        if "/scores/" in path:
+            table = pq.read_table(sweep_copy / path)
+            assert set(table["metric"].to_pylist()) == {"sparseness"}
+    assert "sparseness" in (sweep_copy / "demo/report/index.html").read_text()
+
+
+def test_one_more_seed_and_more_images(sweep_copy: Path, run: Run) -> None:
+    before = parts(sweep_copy)
+    override = ["grid.seed=[0, 2]", "grid.objective=cross_entropy", "evaluation.images=90"]
+    done = run(*small(*override), "--out", sweep_copy)
+    assert done.code == 0, done.error
+    plan = json.loads((sweep_copy / "demo/plan.json").read_text())
+    known, new = plan["trials"]
+    fresh = new_since(before, sweep_copy)
+    assert f"demo/trials/{new}.json" in fresh
+    # The known trial was neither trained nor evaluated again on the images it had.
+    assert {path for path in fresh if known in path} <= {
+        path for path in fresh if path.endswith("-000080-000089.parquet")
+    }
+    covered = pq.read_table(sweep_copy / "demo/scores" / known, columns=["image"])["image"].to_pylist()
+    assert len(set(covered)) == 90
+
+
+def test_a_lost_checkpoint_is_trained_again_to_the_same_weights(sweep_copy: Path, run: Run) -> None:
+    plan = json.loads((sweep_copy / "demo/plan.json").read_text())
+    weights = sweep_copy / "demo/checkpoints" / plan["trials"][0] / "weights.safetensors"
+    before, scores = weights.read_bytes(), parts(sweep_copy)
+    shutil.rmtree(weights.parent)
+    assert run(*small(), "--out", sweep_copy).code == 0
+    assert weights.read_bytes() == before
+    assert not [path for path in new_since(scores, sweep_copy) if "/scores/" in path]
+
+
+def test_a_dry_run_counts_and_writes_nothing(sweep_copy: Path, tmp_path: Path, run: Run) -> None:
+    before = sorted(sweep_copy.rglob("*"))
+    done = run(*small("grid.seed=[0, 1, 2]"), "--out", sweep_copy, "--dry-run")
+    assert done.code == 0, done.error
+    assert "6 trials" in done.out
+    assert "4 of 6 trials trained" in done.out
+    assert "to train: 2 trials, 4 epochs" in done.out
+    assert "eigen_cam x ssim_contrastivity" in done.out
+    assert "forward passes" in done.out
+    assert "estimate: about" in done.out
+    assert sorted(sweep_copy.rglob("*")) == before
+
+    fresh = tmp_path / "nowhere"
+    assert "0 of 4 trials trained" in run(*small(), "--out", fresh, "--dry-run").out
+    assert not fresh.exists()
+
+
+def test_a_dry_run_needs_no_data(tmp_path: Path, run: Run) -> None:
+    done = run("--dry-run", "--out", tmp_path / "runs", f"--set=dataset.root={tmp_path}")
+    assert done.code == 0, done.error
+    assert "140 trials" in done.out
+    assert "what is already done cannot be told" in done.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_trial_that_diverges_is_named_and_the_others_finish(tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "runs"
+    objectives = "grid.objective=[cross_entropy, {name: triplet, training: {learning_rate: 1.0e+30}}]"
+    settings = small(objectives, "grid.seed=0", "training.epochs=1", "evaluation.images=20",
+                     "evaluation.methods=grad_cam", "evaluation.metrics=complexity", "evaluation.protocol=corrected")  # fmt: skip
+    done = run(*settings, "--out", out)
+    assert done.code == 1
+    assert "failed" in done.out
+    assert "triplet margin=0.3 · resnet8 · seed 0" in done.out
+    assert "not finite" in done.out
+    records = [json.loads(path.read_text()) for path in (out / "demo/trials").iterdir()]
+    assert {r["configuration"]["objective"]["name"]: r["status"] for r in records} == {
+        "cross_entropy": "trained", "triplet": "failed",
+    }  # fmt: skip
+    assert list((out / "demo/scores").iterdir())
+
+
+def test_a_users_own_parts_run_on_the_workers(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_parts.py").write_text(
+        "import torch\n\n"
+        "def pull(embeddings, labels, weight=1.0):\n"
+        "    same = labels[:, None] == labels\n"
+        "    distance = torch.cdist(embeddings, embeddings)\n"
+        "    return weight * (distance[same].mean() + (1 - distance[~same]).relu().mean())\n\n"
+        "def centre(model, images, targets, width=0.2):\n"
+        "    line = torch.linspace(-1, 1, images.shape[-1])\n"
+        "    bump = torch.exp(-(line[:, None] ** 2 + line**2) / width)\n"
+        "    return bump.expand(len(images), -1, -1)\n\n"
+        "def peak(model, images, targets, maps):\n"
+        "    return maps.flatten(1).amax(1)\n"
+    )
+    settings = yaml.safe_load((ROOT / "sweeps/demo.yaml").read_text())
+    settings["grid"] = {"objective": {"name": "my_parts:pull"}, "backbone": "resnet8", "seed": 0}
+    settings["training"]["epochs"] = 1
+    settings["evaluation"] = {"images": 20, "methods": ["my_parts:centre"], "metrics": ["my_parts:peak", "complexity"]}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    done = run("--config", path, "--out", tmp_path / "runs")
+    assert done.code == 0, done.out + done.error
+    (folder,) = (tmp_path / "runs/demo/scores").iterdir()
+    scores = pq.read_table(folder).to_pandas()
+    peaks = scores[scores.metric == "my_parts:peak"].value
+    assert len(peaks) == 20
+    assert peaks.between(0.9, 1.0).all()
+    sys.modules.pop("my_parts", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--set=training.epoch=3"], "training.epoch"),
+        (["--set=grid.objective=[{name: cross_entropy, temperature: 1}]"], "cross_entropy.temperature"),
+        (["--config=none.yaml"], "none.yaml: cannot be read"),
+        (["--set=evaluation.images=1000000"], "evaluation.images"),
+        (["--set=dataset={name: cifar10, root: nowhere}"], "nowhere"),
+        (["--set=dataset={name: image_folder, root: nowhere}"], "nowhere"),
+        (["--set=evaluation.methods=eigen_cam", "--set=evaluation.metrics=ssim_contrastivity"], "evaluation"),
+        (["--address=ray://127.0.0.1:10001"], "ray job submit"),
+        (["--address=127.0.0.1:1"], "no Ray cluster answers"),
+        (["--address=auto"], "no Ray cluster was found"),
+        (["--out=s3://bucket/runs"], "MLFLOW_TRACKING_URI"),
+        (["--out=nosuch://bucket"], "nosuch"),
+        (["--no-such-flag"], "--no-such-flag"),
+        (["--set=resources.train.cpus=4096"], "resources"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(
+    arguments: list[str], expected: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    done = run(*small(), *arguments)
+    assert done.code == 2
+    assert expected in done.error
+    assert "Traceback" not in done.error
+    assert len(done.error.strip().splitlines()) == 1 or "usage:" in done.error
+    assert not list(tmp_path.rglob("*.parquet"))
+    assert not list(tmp_path.rglob("trials"))
+    assert time.monotonic() - started < 15 or "resources" in expected
+
+
+def test_a_server_that_is_no_cluster_is_refused(tmp_path: Path, run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        # It takes connections and never says a word.
+        started = time.monotonic()
+        done = run(*small(), "--out", tmp_path / "runs", "--address", f"127.0.0.1:{server.getsockname()[1]}")
+    assert done.code == 2
+    assert "no Ray cluster answers" in done.error
+    assert time.monotonic() - started < 15
+
+
+def test_an_unwritable_out_is_refused(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "file").write_text("")
+    done = run(*small(), "--out", tmp_path / "file" / "runs")
+    assert done.code == 2
+    assert "cannot be written" in done.error
+
+
+def test_two_writers_of_one_sweep(sweep_copy: Path, run: Run) -> None:
+    hold = ("import sys, time; from scl_ray import lock, store\n"
+            "with lock.held(store.open_store(sys.argv[1], 'demo'), lost=print): print('held', flush=True); time.sleep(99)")  # fmt: skip
+    holder = subprocess.Popen([sys.executable, "-c", hold, sweep_copy], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    refused = run(*small(), "--out", sweep_copy)
+    assert refused.code == 2
+    assert f"process {holder.pid}" in refused.error
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    assert run(*small(), "--out", sweep_copy).code == 0
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "runs"
+    settings = small("grid.seed=0", "grid.objective=cross_entropy", "training.epochs=30", "evaluation.images=20",
+                     "evaluation.methods=grad_cam", "evaluation.metrics=complexity", "evaluation.protocol=corrected")  # fmt: skip
+    command = [sys.executable, str(ROOT / "sweeps/full_grid.py"), *settings, "--out", str(out)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((out / "demo/checkpoints").glob("*/resume.pt")):
+            assert time.monotonic() < deadline
+            assert first.poll() is None
+            time.sleep(0.2)
+    finally:
+        # The driver and the embedded Ray it started.
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    done = run(*settings, "--out", out)
+    assert done.code == 0, done.error
+    (record,) = [json.loads(path.read_text()) for path in (out / "demo/trials").iterdir()]
+    assert [row["epoch"] for row in record["epochs"]] == list(range(1, 31))
+    # Epochs before the kill were kept, not trained again: the file that resuming needs was there at the start.
+    assert not list((out / "demo").rglob("resume.pt"))
+    assert open_store(str(out), "demo").is_trained(record["trial"])
