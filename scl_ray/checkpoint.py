@@ -50,8 +50,8 @@ class Checkpoint:
         """The network to explain, in evaluation mode: normalised images (N, 3, S, S) float32 to class scores (N, K).
 
         ``corrected``: the read-out on the kind of features it was trained on, its scores divided by the temperature.
-        ``published``: scores as they are, and a probe on features that are not normalised (PAPER.md, point 2 of its
-        fragile points: Arrighi et al. 2026, CIFAR-10).
+        ``published``: scores as they are, and a probe on features that are not normalised, as Arrighi et al. (2026,
+        arXiv 2604.22540) did on CIFAR-10.
         """
         corrected = protocol == "corrected"
         readout = ReadOut(

@@ -90,13 +90,15 @@ def test_nearest_neighbours_are_scikit_learns(digits, k):
     assert (ours.numpy() == theirs).mean() > 0.995  # of equally distant neighbours either may count
 
 
-class TestTemperature:
-    @pytest.fixture(scope="class")
-    def scores(self, digits):
-        x, y, queries, truth = digits
-        weight, bias = readout.linear_probe(x[:300], y[:300], 10)
-        return functional.linear(queries, weight, bias), truth
+@pytest.fixture(scope="module")
+def scores(digits):
+    """Logits of held-out images by a probe that has seen few."""
+    x, y, queries, truth = digits
+    weight, bias = readout.linear_probe(x[:300], y[:300], 10)
+    return functional.linear(queries, weight, bias), truth
 
+
+class TestTemperature:
     def test_minimises_the_cross_entropy_of_held_out_images(self, scores):
         logits, truth = scores
         plain = minimize_scalar(
