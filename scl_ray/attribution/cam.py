@@ -6,7 +6,7 @@ All read the same forward and backward pass. A map is rectified, resized bilinea
 import numpy as np
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from scl_ray.attribution.passes import Forward, Gradients
