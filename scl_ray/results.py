@@ -112,7 +112,7 @@ def sample_images(results: Results) -> dict[int, tuple[int, np.ndarray]]:
 
 
 def maps(results: Results, trial: str, images: Iterable[int]) -> dict[tuple[int, str], np.ndarray]:
-    """The attribution maps of one trial: (image, method) -> (H,W) float32."""
+    """The attribution maps of one trial: (image, method) -> (H,W) float32, nan where float16 could not hold it."""
     found: dict[tuple[int, str], np.ndarray] = {}
     for table in coverage.rows(
         results.store, results.plan, "samples", [trial], coverage.MAPS, ds.field("image").isin(list(images))

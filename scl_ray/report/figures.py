@@ -81,7 +81,7 @@ def intervals(measures: pd.DataFrame, seeds: pd.DataFrame, look: Looks, referenc
             points = seeds[(seeds["metric"] == variant) & (seeds["method"] == method)]
             _interval_panel(axis, panel, points, objectives, look, reference)
             parameters = variant.removeprefix(str(metric)).strip("[]")
-            axis.set_title(" · ".join(filter(None, (method, parameters))))
+            axis.set_title("\n".join(filter(None, (method, parameters))))
         direction, facet = of_metric["direction"].iloc[0], of_metric["facet"].iloc[0]
         title = f"{facet}: {metric} {tables.arrow(direction)} {direction} is better"
         drawn.append(save(figure, f"{metric}-{slug}", title, f"{title}. {_in_words(of_metric)}"))

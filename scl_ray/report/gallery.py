@@ -111,6 +111,8 @@ def overlay(pixels: np.ndarray, attribution: np.ndarray) -> np.ndarray:
     A map without negative values runs from dark to bright; a signed one from orange (against the class) to purple
     (for it). The strongest 0.5 % saturate, so that one pixel does not hide the others.
     """
+    finite = np.isfinite(attribution)  # float16 does not hold what is too large
+    attribution = np.where(finite, attribution, np.abs(attribution).max(initial=0.0, where=finite))
     scale = float(np.quantile(np.abs(attribution), 0.995)) or float(np.abs(attribution).max()) or 1.0
     scaled = np.clip(attribution / scale, -1, 1)
     signed = attribution.min() < 0

@@ -14,6 +14,7 @@ from scl_ray.report.gallery import Gallery
 from scl_ray.report.tables import Tables
 from scl_ray.results import Results
 
+_ACROSS = 5  # with more objectives than fit side by side, the main table has a row an objective
 # What each facet asks of an attribution map.
 QUESTIONS = {
     "faithfulness": "Do the pixels it marks carry the decision? They are removed, the most important first.",
@@ -76,7 +77,7 @@ def _of(view: View, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _table(measures: pd.DataFrame, reference: str) -> dict[str, Any]:
-    """Rows of measures, a column an objective: ``{"objectives": [...], "rows": [{"facet", …, "cells": […]}]}``."""
+    """Rows of measures, a cell an objective: ``{"objectives": […], "rows": [{"facet", …, "cells": […]}], …}``."""
     objectives = list(dict.fromkeys(measures["objective_label"]))
     most = int(measures["seeds"].max()) if len(measures) else 0
     rows: list[dict[str, Any]] = []
@@ -89,7 +90,7 @@ def _table(measures: pd.DataFrame, reference: str) -> dict[str, Any]:
             "direction": measure["direction"].iloc[0], "arrow": tables.arrow(measure["direction"].iloc[0]),
             "cells": [cells.get(objective) for objective in objectives],
         })  # fmt: skip
-    return {"objectives": objectives, "reference": reference, "rows": rows}
+    return {"objectives": objectives, "reference": reference, "rows": rows, "wide": len(objectives) > _ACROSS}
 
 
 def _cell(row: Mapping[str, Any], digits: int, most: int) -> dict[str, Any]:
@@ -113,13 +114,14 @@ def _too_few(seeds: pd.DataFrame, reference: str) -> bool:
 
 
 def _finding(measures: pd.DataFrame) -> list[dict[str, Any]]:
-    """A line an objective: the facets in which it is better, worse, or not decided against the reference."""
-    compared = measures[measures["verdict"] != ""]
-    return [
-        {"objective": label} | {verdict: list(of.loc[of["verdict"] == verdict, "facet"])
-                                for verdict in ("better", "worse", "not decided")}
-        for label, of in compared.groupby("objective_label", sort=False)
-    ]  # fmt: skip
+    """A line for each objective with a verdict: the facets in which it is better and worse than the reference."""
+    lines = []
+    for label in dict.fromkeys(measures["objective_label"]):
+        own = measures[measures["objective_label"] == label]
+        facets = {verdict: list(own.loc[own["verdict"] == verdict, "facet"]) for verdict in ("better", "worse")}
+        if any(facets.values()):
+            lines.append({"objective": label, **facets})
+    return lines
 
 
 def _protocols(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -178,13 +180,13 @@ def _provenance(results: Results) -> list[tuple[str, str]]:
     versions = {f"{name} {version}" for record in records for name, version in record.get("versions", {}).items()}
     finished = sorted(record["finished"] for record in records if record.get("finished"))
     dataset = results.plan["dataset"]
+    definitions = sorted({version for _, _, version in results.plan["cells"]})
     return [
         ("Dataset", f"{dataset['name']}, fingerprint {dataset['fingerprint']}"),
         ("Software", ", ".join(sorted(versions)) or "not recorded"),
         ("Trained on", ", ".join(sorted({f"{r['host']} ({r['device']})" for r in records if r.get("host")}))),
         ("Trained between", f"{finished[0]} and {finished[-1]}" if finished else "not recorded"),
-        ("Cells", ", ".join(f"{method} × {metric} (version {version})"
-                            for method, metric, version in results.plan["cells"])),
+        ("Cells", f"{len(results.cells)} pairs of method and metric, defined in version {', '.join(definitions)}"),
     ]  # fmt: skip
 
 

@@ -25,40 +25,26 @@ def summary_table(out: str, name: str) -> Table:
     by_method = shown.groupby("method", sort=False)["metric"]
     explained = "; ".join(f"{method}: {', '.join(metrics)}" for method, metrics in by_method)
     table = Table(
-        title=f"{name}: mean{' ± spread over ' + str(seeds) + ' seeds' if seeds > 1 else ', one seed'}",
-        caption=explained, box=None, title_justify="left", caption_justify="left", pad_edge=False,
+        title=f"{name}: mean{f' ± spread over {seeds} seeds' if seeds > 1 else ', one seed'}",
+        caption=explained, box=None, show_header=False, title_justify="left", caption_justify="left", pad_edge=False,
     )  # fmt: skip
     objectives = list(dict.fromkeys(measures["objective_label"]))
-    if len(objectives) <= _ACROSS:
-        _facets_down(table, measures, objectives)
-    else:
-        _objectives_down(table, measures)
+    table.add_column(no_wrap=True)
+    for _ in objectives[:_ACROSS]:
+        table.add_column(justify="right", overflow="fold")
+    for view, of_view in _views(measures):
+        for start in range(0, len(objectives), _ACROSS):
+            _add_block(table, view, of_view, objectives[start : start + _ACROSS])
     return table
 
 
-def _facets_down(table: Table, measures: pd.DataFrame, objectives: list[str]) -> None:
-    table.add_column("", no_wrap=True)
-    for objective in objectives:
-        table.add_column(objective, justify="right", overflow="fold")
-    for view, of_view in _views(measures):
-        if view:
-            table.add_row(Text(view, style="bold"))
-        for (facet, direction), row in of_view.groupby(["facet", "direction"], sort=False):
-            table.add_row(f"{facet} {tables.arrow(str(direction))}", *_cells(row, objectives))
-
-
-def _objectives_down(table: Table, measures: pd.DataFrame) -> None:
-    facets = measures[["facet", "direction"]].drop_duplicates("facet")
-    table.add_column("", no_wrap=True)
-    for facet, direction in facets.itertuples(index=False):
-        table.add_column(f"{facet} {tables.arrow(direction)}", justify="right", overflow="fold")
-    for view, of_view in _views(measures):
-        if view:
-            table.add_row(Text(view, style="bold"))
-        objectives = list(dict.fromkeys(of_view["objective_label"]))
-        columns = [_cells(of_view[of_view["facet"] == facet], objectives) for facet in facets["facet"]]
-        for objective, *cells in zip(objectives, *columns, strict=True):
-            table.add_row(objective, *cells)
+def _add_block(table: Table, view: str, measures: pd.DataFrame, objectives: list[str]) -> None:
+    """Rows of facets for as many objectives as stand side by side."""
+    if table.row_count:
+        table.add_row()
+    table.add_row(Text(view, style="bold"), *(Text(label, style="bold") for label in objectives))
+    for (facet, direction), row in measures.groupby(["facet", "direction"], sort=False):
+        table.add_row(f"{facet} {tables.arrow(str(direction))}", *_cells(row, objectives))
 
 
 def _views(measures: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

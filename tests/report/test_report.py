@@ -82,7 +82,10 @@ def test_every_picture_says_what_it_shows(page):
 def test_the_page_says_what_was_found_and_what_is_missing(page):
     text = re.sub(r"\s+", " ", re.sub(r"<(svg|style).*?</\1>|<[^>]+>", "", page, flags=re.DOTALL))
     assert "0.262 ± 0.010" in text
-    assert "supcon τ=0.07 against cross_entropy: ▲ better faithfulness" in text
+    assert (
+        "supcon τ=0.07 against cross_entropy: ▲ better faithfulness, complexity, sparseness; ▼ worse contrastivity"
+        in text
+    )
     assert "the loss is not finite (nan) in epoch 3" in text
     assert "Eigen-CAM has no class to contrast" in text
     assert "What the protocol changes" in text
@@ -161,16 +164,17 @@ def test_the_summary_shows_the_means_in_80_columns(out):
     assert max(map(len, lines)) <= 80
 
 
-def test_the_summary_turns_when_the_objectives_are_many(tmp_path):
+def test_the_summary_goes_on_below_when_the_objectives_are_many(tmp_path):
     store = known.write(tmp_path, seeds=(0, 1))
     trial = known.trial_id("supcon τ=0.5", "resnet8", 1)
     record = store.record(trial)
     record["objective_label"] = "supcon τ=0.9"
     store.write_record(trial, {k: v for k, v in record.items() if k not in ("schema", "trial")})
     text = io.StringIO()
-    Console(file=text, width=120).print(summary_table(str(tmp_path), "demo"))
-    line = next(line for line in text.getvalue().splitlines() if line.startswith("supcon τ=0.07"))
-    assert "6.39 ± 0.01" in line
+    Console(file=text, width=80).print(summary_table(str(tmp_path), "demo"))
+    rows = [line for line in text.getvalue().splitlines() if line.startswith("complexity ↓")]
+    assert len(rows) == 2
+    assert "6.39 ± 0.01" in rows[0]
 
 
 def test_overlay_shows_the_sign_and_survives_a_zero_map():
@@ -182,6 +186,8 @@ def test_overlay_shows_the_sign_and_survives_a_zero_map():
     assert for_it[2] > for_it[1]  # purple
     assert np.ptp(gallery.overlay(image, np.zeros((8, 8), np.float32)), axis=(0, 1)).max() == 0
     assert gallery.overlay(np.zeros((3, 8, 8), np.uint8), signed).shape == (8, 8, 3)
+    beyond = np.where(signed > 0, np.nan, signed)
+    assert (gallery.overlay(image, beyond) == gallery.overlay(image, signed)).all()
 
 
 def test_no_such_sweep_is_one_sentence(tmp_path, capsys):
