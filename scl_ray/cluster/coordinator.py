@@ -54,9 +54,9 @@ def _trained(
         try:
             epochs: Any = start.remote(store, trial_id, work.trial, about, dataset[0], sources, options["num_cpus"])
             for epoch in epochs:
-                metrics = ray.get(epoch)
-                tune.report({"phase": "training", "epoch_metrics": metrics})
-                if metrics:
+                reached = ray.get(epoch)
+                tune.report({"phase": "training", "reached": reached})
+                if reached:
                     attempt = 1
             return None
         except ray.exceptions.RayTaskError as error:

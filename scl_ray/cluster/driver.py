@@ -153,6 +153,7 @@ def _run_trials(
     with progress, tracker:
         results = tuner.fit()
         is_logged = tracker.close()
+    console.print(f"trials  {progress.usage()}")
     failures = dict(progress.failures)
     for result in map(results.__getitem__, range(len(results))):
         if result.error is not None:
@@ -176,9 +177,9 @@ class _Follow(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         trial_id = trial.config["trial"]
         self.progress.update(trial_id, result)
-        if result["phase"] == "training" and result["epoch_metrics"]:
+        if result["phase"] == "training" and "epoch" in result["reached"]:
             record = {"trial": trial_id, "status": "training", **self.plan.trial_record(self.plan.trials[trial_id])}
-            self.tracker.epoch(record, result["epoch_metrics"])
+            self.tracker.epoch(record, result["reached"])
         elif result["phase"] in ("trained", "done", "failed"):
             written = self.store.record(trial_id)
             if written is not None:

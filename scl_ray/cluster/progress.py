@@ -30,7 +30,7 @@ class Progress:
         self.images_left = {trial: total_images(work.shards) for trial, work in plan.work.items()}
         self.shards = sum(self.shards_left.values())
         self.images = sum(self.images_left.values())
-        self.train_seconds = self.evaluate_seconds = 0.0
+        self.train_seconds = self.evaluate_seconds = self.epoch_seconds = 0.0
         self.epochs_seen = self.images_seen = 0
         self.started = self._last_line = time.monotonic()
         self._live = Live(console=console, get_renderable=self._view, refresh_per_second=2, transient=True)
@@ -47,22 +47,34 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self._live.stop()
+        self.seconds = time.monotonic() - self.started
+
+    def usage(self) -> str:
+        """What became of the slots' time, once the trials have run."""
+        offered = self.seconds * self.slots
+        train, evaluate = self.train_seconds / offered, self.evaluate_seconds / offered
+        nodes = f" of {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
+        return (f"{_clock(self.seconds)} on {self.slots} slots{nodes}: {train:.0%} training, {evaluate:.0%} evaluating, "
+                f"{max(0.0, 1 - train - evaluate):.0%} idle or starting")  # fmt: skip
 
     def update(self, trial: str, report: Mapping[str, Any]) -> None:
         """Take one report of a trial's coordinator."""
         phase, label = report["phase"], self.plan.work[trial].trial.label
         match phase:
-            case "training" if metrics := report["epoch_metrics"]:
+            case "training" if "epoch" in report["reached"]:
+                metrics = report["reached"]
                 self.epoch[trial], self.loss[trial] = metrics["epoch"], metrics["loss"]
-                self.train_seconds += metrics["seconds"]
+                self.epoch_seconds += metrics["seconds"]
                 self.epochs_seen += 1
+            case "training":
+                self.train_seconds += report["reached"].get("slot_seconds", 0.0)
             case "trained":
                 self.epoch[trial] = self.plan.work[trial].trial.training.epochs
             case "evaluating":
                 self.shards_left[trial] -= 1
                 self.images_left[trial] -= report["shard_images"]
                 self.images_seen += report["shard_images"]
-                self.evaluate_seconds += report["seconds"]
+                self.evaluate_seconds += report["slot_seconds"]
                 self.nodes.add(report["node"])
             case "failed":
                 self.failures[trial] = report["error"]
@@ -85,7 +97,7 @@ class Progress:
         images = sum(left for trial, left in self.images_left.items() if trial not in self.failures)
         if (epochs and not self.epochs_seen) or (images and not self.images_seen and not self.epochs_seen):
             return None
-        work = epochs * self.train_seconds / max(self.epochs_seen, 1)
+        work = epochs * self.epoch_seconds / max(self.epochs_seen, 1)
         # Before the first shard is back, a sweep's evaluation is taken to cost about as much as its training.
         per_image = self.evaluate_seconds / self.images_seen if self.images_seen else None
         work += images * per_image if per_image is not None else work

@@ -34,14 +34,15 @@ def train(
 ) -> Iterator[dict[str, Any]]:
     """Train one trial, from its last whole epoch where there is one.
 
-    Yields ``{}`` when it starts and its metrics after each epoch. *about* is what the trial's record says in any case.
-    At the end the checkpoint and the record lie in the store, and what resuming needed is gone.
+    Yields ``{}`` when it starts, its metrics after each epoch, and at the end ``{"slot_seconds": …}``; then checkpoint
+    and record lie in the store, and what resuming needed is gone. *about* is what the record says in any case.
     """
     import torch
 
     from scl_ray import checkpoint, training
 
     yield {}
+    entered = time.perf_counter()
     device = _prepare(sources, threads)
     resume = f"checkpoints/{trial_id}/resume.pt"
     saved = store.read(resume)
@@ -76,16 +77,17 @@ def train(
         "versions": {name: version(name) for name in ("scl_ray", "torch", "torchvision", "ray", "captum")},
     })  # fmt: skip
     store.remove(resume)
+    yield {"slot_seconds": time.perf_counter() - entered}
 
 
 def evaluate(
     store: Store, trial_id: str, shard: Shard, dataset: "Dataset", sources: Mapping[str, str], threads: int
 ) -> dict[str, Any]:
-    """Explain and score one shard and write its parts, the scores last. Returns the seconds it took, and the node."""
+    """Explain and score one shard and write its parts, the scores last. Returns what it took and where."""
+    started = time.perf_counter()
     from scl_ray.evaluation import evaluate as measure
 
     device = _prepare(sources, threads)
-    started = time.perf_counter()
     kept = shard.maps or shard.cells
     result = measure(
         _checkpoint(store, trial_id), dataset, shard.first, shard.last,
@@ -104,7 +106,7 @@ def evaluate(
     if shard.cells:
         scores = rows_of(result.scores, shard.cells)
         store.write_part("scores", trial_id, name, shard.first, shard.last, scores, shard.cells)
-    return {"seconds": time.perf_counter() - started, "node": _node()}
+    return {"slot_seconds": time.perf_counter() - started, "node": _node()}
 
 
 def _node() -> str | None:
