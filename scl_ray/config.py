@@ -150,7 +150,10 @@ class UserObjective(_Objective):
 
 
 BUILT_IN: dict[str, type[_Objective]] = {
-    "cross_entropy": CrossEntropy, "supcon": SupCon, "triplet": Triplet, "simclr": SimCLR,
+    "cross_entropy": CrossEntropy,
+    "supcon": SupCon,
+    "triplet": Triplet,
+    "simclr": SimCLR,
 }
 
 

@@ -138,12 +138,16 @@ def describe(dataset: "Dataset") -> dict[str, Any]:
 
 
 def local_slots(slot: Slot) -> int:
-    """How many tasks of this kind this machine runs at once."""
+    """How many tasks of this kind this machine runs at once. Raises InputError when it is too small for one."""
     import torch
 
+    slots = (os.cpu_count() or 1) // slot.cpus
     if torch.cuda.is_available() and slot.gpus:
-        return max(1, int(torch.cuda.device_count() / slot.gpus))
-    return max(1, (os.cpu_count() or 1) // slot.cpus)
+        slots = min(slots, int(torch.cuda.device_count() / slot.gpus))
+    if not slots:
+        raise InputError(f"resources: this machine has not the {slot.cpus} CPUs or {slot.gpus:g} GPUs of one task; "
+                         "lower resources.train and resources.evaluate")  # fmt: skip
+    return slots
 
 
 def total_images(shards: Sequence[Shard]) -> int:

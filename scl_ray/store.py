@@ -205,13 +205,15 @@ class Store:
 
 
 def open_store(out: str, name: str) -> Store:
-    """The store of the sweep *name* below *out*, a folder or an fsspec URI."""
-    try:
-        # Other processes write here too, so a listing is never taken from a cache.
-        fs, root = fsspec.core.url_to_fs(out, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"--out {out}: {error}; give a folder or an fsspec URI such as s3://bucket/runs") from error
+    """The store of the sweep *name* below *out*, a folder or an fsspec URI. Raises InputError when *out* is neither."""
+    fs, root = _place(out)
     return Store(fs, f"{root.rstrip('/')}/{name}")
+
+
+def local_folder(out: str) -> Path | None:
+    """The folder that *out* is on this machine, absolute, or None where it is a remote URI."""
+    fs, root = _place(out)
+    return Path(root).absolute() if isinstance(fs, LocalFileSystem) else None
 
 
 def evaluation(cells: Iterable[Versioned]) -> str:
@@ -230,10 +232,13 @@ def gaps(held: Iterable[tuple[int, int]], images: int, step: int) -> Iterator[tu
         position = max(position, last + 1)
 
 
-def local_folder(out: str) -> Path | None:
-    """The folder that *out* is on this machine, or None where it is a remote URI."""
-    fs, root = fsspec.core.url_to_fs(out)
-    return Path(root) if isinstance(fs, LocalFileSystem) else None
+def _place(out: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        # Other processes write here too, so a listing is never taken from a cache.
+        fs, root = fsspec.core.url_to_fs(out, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"--out {out}: {error}; give a folder or an fsspec URI such as s3://bucket/runs") from error
+    return fs, root
 
 
 @cache

@@ -29,6 +29,7 @@ DEMO = ROOT / "sweeps/demo.yaml"
 SMALL = [
     "grid.objective=[cross_entropy, {name: supcon, temperature: [0.07]}]",
     "training.epochs=2",
+    "training.batch_size=128",
     "evaluation.images=80",
     "evaluation.methods=[grad_cam, eigen_cam, saliency]",
     "evaluation.metrics=[pixel_flipping_auc, ssim_continuity, ssim_contrastivity, complexity]",

@@ -40,7 +40,10 @@ def never(holder: str) -> None:
 
 
 def test_a_living_holder_is_named_and_left_alone(holder: subprocess.Popen, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"process {holder.pid} on "), lock.held(open_store(str(tmp_path), "demo"), never):
+    with (
+        pytest.raises(InputError, match=f"process {holder.pid} on "),
+        lock.held(open_store(str(tmp_path), "demo"), never),
+    ):
         pass
     # Another sweep of the same folder is not concerned.
     with lock.held(open_store(str(tmp_path), "other"), never):
@@ -84,7 +87,9 @@ def test_a_holder_elsewhere_that_stops_renewing_is_waited_for(tmp_path: Path, mo
 
 def test_a_holder_elsewhere_that_renews_is_alive(tmp_path: Path) -> None:
     store = _foreign(tmp_path, age=1.0)
-    renew = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.utime({store.path('.lock')!r})"])
+    renew = subprocess.Popen(
+        [sys.executable, "-c", f"import os, time; time.sleep(1); os.utime({store.path('.lock')!r})"]
+    )
     with pytest.raises(InputError, match="process 7 on another-host since yesterday"), lock.held(store, never):
         pass
     renew.wait()

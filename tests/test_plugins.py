@@ -50,7 +50,9 @@ def test_the_whole_package_is_hashed_and_carried(tmp_path: Path, monkeypatch: py
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
     (package / "__init__.py").touch()
-    (package / "losses.py").write_text("from users_package.inner.distance import d\n\ndef loss(a, b):\n    return d(a, b)\n")
+    (package / "losses.py").write_text(
+        "from users_package.inner.distance import d\n\ndef loss(a, b):\n    return d(a, b)\n"
+    )
     (package / "distance.py").write_text("def d(a, b):\n    return abs(a - b)\n")
     monkeypatch.syspath_prepend(tmp_path)
     name = "users_package.inner.losses:loss"

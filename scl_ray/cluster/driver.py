@@ -51,20 +51,21 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
     Raises InputError before any work starts when it cannot be run as asked.
     """
     folder = local_folder(out)
-    out = out if folder is None else str(folder.absolute())
+    out = out if folder is None else str(folder)
     store = open_store(out, sweep.name)
     uri = tracking.tracking_uri(out)
     tracking.check(uri, sweep.name)
     with contextlib.ExitStack() as stack:
-        slots = planning.local_slots(sweep.resources.train)
-        if address is not None:
+        if address is None:
+            slots = min(map(planning.local_slots, (sweep.resources.train, sweep.resources.evaluate)))
+        else:
             stack.enter_context(connection.connected(address))
             slots = connection.check_resources(sweep.resources)
         dataset = datasets.load(sweep.dataset)
         planning.check(sweep, dataset)
         check_writable(store, out)
         if address is not None and folder is not None:
-            connection.check_shared_folder(folder.absolute())
+            connection.check_shared_folder(folder)
         stack.enter_context(lock.held(store, lost=_leave))
         plan = planning.make(sweep, dataset, store, slots)
         changed = _write_plan(store, plan, dataset)
@@ -186,9 +187,7 @@ class _Follow(tune.Callback):
                 self.tracker.trial(written)
 
 
-def _log(
-    plan: Plan, store: Store, results: Results, uri: str, failures: Mapping[str, str], console: Console
-) -> bool:
+def _log(plan: Plan, store: Store, results: Results, uri: str, failures: Mapping[str, str], console: Console) -> bool:
     """Bring MLflow up to date with the store. Returns False when it is away."""
     means: dict[str, dict[str, float | None]] = defaultdict(dict)
     for row in trial_means(results).to_dict("records"):

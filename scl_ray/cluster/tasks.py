@@ -28,9 +28,15 @@ if TYPE_CHECKING:
     from scl_ray.checkpoint import Checkpoint
     from scl_ray.datasets import Dataset
 
+
 def train(
-    store: Store, trial_id: str, trial: Trial, about: Mapping[str, Any], dataset: "Dataset",
-    sources: Mapping[str, str], threads: int,
+    store: Store,
+    trial_id: str,
+    trial: Trial,
+    about: Mapping[str, Any],
+    dataset: "Dataset",
+    sources: Mapping[str, str],
+    threads: int,
 ) -> Iterator[dict[str, Any]]:
     """Train one trial, from its last whole epoch where there is one.
 

@@ -22,8 +22,10 @@ def environment(token: str = TOKEN) -> dict[str, str]:
 
 
 def can_mask_folders() -> bool:
-    return os.getuid() == 0 and shutil.which("unshare") is not None and (
-        subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    return (
+        os.getuid() == 0
+        and shutil.which("unshare") is not None
+        and (subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0)
     )
 
 
@@ -40,7 +42,9 @@ def address(hidden: Path) -> Iterator[str]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     head = [RAY, "start", "--head", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
     join = [RAY, "start", f"--address={address}"]
-    mask = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh"] if can_mask_folders() else []
+    mask = (
+        ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh"] if can_mask_folders() else []
+    )
     nodes = []
     try:
         for command in (head, join, [*mask, *join]):
@@ -63,8 +67,15 @@ def address(hidden: Path) -> Iterator[str]:
 
 
 def command(*arguments: object, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    full = [sys.executable, ROOT / "sweeps/full_grid.py", *small("evaluation.protocol=corrected", "training.epochs=1"), *arguments]
-    return subprocess.run([str(part) for part in full], env=environment(token), capture_output=True, text=True, timeout=300)
+    full = [
+        sys.executable,
+        ROOT / "sweeps/full_grid.py",
+        *small("evaluation.protocol=corrected", "training.epochs=1"),
+        *arguments,
+    ]
+    return subprocess.run(
+        [str(part) for part in full], env=environment(token), capture_output=True, text=True, timeout=300
+    )
 
 
 def test_a_sweep_uses_every_node(address: str, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Measures `make sweep`'s command: wall time, what became of the slots' time, and the time of running it again.
 
-    python tests/benchmarks/demo_sweep/run.py [--repeat 3] > tests/benchmarks/demo_sweep/figures.json
+python tests/benchmarks/demo_sweep/run.py [--repeat 3] > tests/benchmarks/demo_sweep/figures.json
 """
 
 import argparse
@@ -61,7 +61,9 @@ def main() -> None:
 
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 if __name__ == "__main__":
