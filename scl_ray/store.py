@@ -10,8 +10,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +67,7 @@ class Store:
 
     fs: fsspec.AbstractFileSystem
     root: str
+    _cells: dict[str, tuple[Versioned, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
@@ -148,8 +148,12 @@ class Store:
         return [Part(name, m["holds"], int(m["first"]), int(m["last"])) for name, m in found if m]
 
     def cells(self, part: Part) -> tuple[Versioned, ...]:
-        """The cells that a part's footer lists."""
-        return _footer_cells(self, part.path)
+        """The cells that a part's footer lists; parts of one evaluation hold the same, so one footer is read."""
+        if part.holds not in self._cells:
+            with self.fs.open(part.path, "rb") as file:
+                footer = json.loads(pq.read_metadata(file).metadata[FOOTER])
+            self._cells[part.holds] = tuple(Versioned(Cell(*names), version) for *names, version in footer["cells"])
+        return self._cells[part.holds]
 
     def write_part(self, kind: str, trial: str, holds: str, first: int, last: int, table: pa.Table,
                    cells: Sequence[Versioned] = ()) -> None:  # fmt: skip
@@ -239,13 +243,6 @@ def _place(out: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except (ImportError, ValueError) as error:
         raise InputError(f"--out {out}: {error}; give a folder or an fsspec URI such as s3://bucket/runs") from error
     return fs, root
-
-
-@cache
-def _footer_cells(store: Store, path: str) -> tuple[Versioned, ...]:
-    with store.fs.open(path, "rb") as file:
-        footer = json.loads(pq.read_metadata(file).metadata[FOOTER])
-    return tuple(Versioned(Cell(method, metric), version) for method, metric, version in footer["cells"])
 
 
 def rows_of(table: pa.Table, cells: Sequence[Versioned]) -> pa.Table:

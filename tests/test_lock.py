@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from scl_ray import lock
 from scl_ray.config import InputError
@@ -33,6 +36,24 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen]:
     process.kill()
     process.wait()
     process.stdout.close()
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of a folder in a bucket of a real S3-compatible server on loopback."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    # The server keeps its buckets in this process, so each test has one of its own.
+    name = f"bucket-{uuid.uuid4().hex}"
+    s3fs.S3FileSystem().mkdir(name)
+    yield f"s3://{name}/runs"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
 
 
 def never(holder: str) -> None:
@@ -107,3 +128,26 @@ def test_a_lock_taken_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.M
     assert taken == ["process 7 on another-host since yesterday"]
     # What another holder wrote is not wiped out by the one that lost.
     assert json.loads((tmp_path / "demo/.lock").read_text())["host"] == "another-host"
+
+
+def test_in_an_object_store_only_one_holds_the_lock(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LEASE", 2.0)
+    monkeypatch.setattr(lock, "RENEWAL", 0.2)
+    store = open_store(bucket, "demo")
+    with lock.held(store, never):
+        assert store.read_json(".lock")["pid"] == os.getpid()
+        # It renews its lease, so whoever watches it knows that it lives.
+        with (
+            pytest.raises(InputError, match=f"process {os.getpid()} on "),
+            lock.held(open_store(bucket, "demo"), never),
+        ):
+            pass
+    assert store.read(".lock") is None
+
+
+def test_in_an_object_store_a_dead_holder_is_taken_over(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LEASE", 1.0)
+    store = open_store(bucket, "demo")
+    store.write_json(".lock", {"host": "another-host", "pid": 7, "token": "x", "since": "yesterday"})
+    with lock.held(store, never):
+        assert store.read_json(".lock")["pid"] == os.getpid()

@@ -54,8 +54,9 @@ class Progress:
         offered = self.seconds * self.slots
         train, evaluate = self.train_seconds / offered, self.evaluate_seconds / offered
         nodes = f" of {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
-        return (f"{_clock(self.seconds)} on {self.slots} slots{nodes}: {train:.0%} training, {evaluate:.0%} evaluating, "
-                f"{max(0.0, 1 - train - evaluate):.0%} idle or starting")  # fmt: skip
+        idle = max(0.0, 1 - train - evaluate)
+        return (f"{_clock(self.seconds)} on {self.slots} slots{nodes}: "
+                f"{train:.0%} training, {evaluate:.0%} evaluating, {idle:.0%} idle or starting")  # fmt: skip
 
     def update(self, trial: str, report: Mapping[str, Any]) -> None:
         """Take one report of a trial's coordinator."""

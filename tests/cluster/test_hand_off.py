@@ -18,8 +18,9 @@ from scl_ray.cluster import connection, driver
 from scl_ray.config import InputError, Resources, Slot
 
 TINY = [
-    "grid.objective=[cross_entropy, triplet]",
+    "grid.objective=cross_entropy",
     "training.epochs=1",
+    "training.batch_size=128",
     "evaluation.images=20",
     "evaluation.methods=grad_cam",
     "evaluation.metrics=[complexity, sparseness]",
@@ -44,11 +45,11 @@ def run(out: Path, address: str, *overrides: str) -> tuple[int, Path]:
 @pytest.mark.parametrize("slots", [1, 2])
 def test_any_number_of_slots_finishes_and_overlaps(slots: int, tmp_path: Path) -> None:
     with cluster(num_cpus=slots) as address:
-        code, root = run(tmp_path, address, "grid.seed=[0, 1, 2]")
+        code, root = run(tmp_path, address, f"grid.seed={list(range(slots + 3))}")
     assert code == 0
     scored = [path.stat().st_mtime for path in (root / "scores").rglob("*.parquet")]
     trained = [path.stat().st_mtime for path in (root / "trials").iterdir()]
-    assert len(scored) == len(trained) == 6
+    assert len(scored) == len(trained) == slots + 3
     # Early trials are evaluated before late ones are trained.
     assert min(scored) < max(trained)
 
@@ -90,7 +91,7 @@ def test_placement_on_virtual_gpus(tmp_path: Path) -> None:
             assert Counter(devices) == {"0": 2, "1": 2}
         code, root = run(tmp_path, address, "grid.seed=0")
         assert code == 0
-        assert len(list((root / "trials").iterdir())) == 2
+        assert len(list((root / "trials").iterdir())) == 1
 
 
 def test_a_lost_worker_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
