@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DatasetConfig(_Settings):
@@ -224,7 +224,7 @@ class Grid(_Settings):
             return grid
         grid = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
         if "objective" in grid:
-            grid["objective"] = _unique(point for entry in grid["objective"] for point in _objectives(entry))
+            grid["objective"] = [point for entry in grid["objective"] for point in _objectives(entry)]
         return grid
 
     @field_validator("backbone")
@@ -234,10 +234,10 @@ class Grid(_Settings):
 
         return [_known_name("backbone", name, BACKBONES) for name in _unique(names)]
 
-    @field_validator("seed")
+    @field_validator("objective", "seed")
     @classmethod
-    def _once(cls, seeds: list[int]) -> list[int]:
-        return _unique(seeds)
+    def _once(cls, values: list[Any]) -> list[Any]:
+        return _unique(values)
 
 
 class Evaluation(_Settings):
@@ -343,9 +343,17 @@ def load(path: Path, overrides: Iterable[str] = (), name: str | None = None) -> 
 
 
 def digest(value: Any) -> str:
-    """First 12 hex digits of the SHA-256 over the canonical JSON of *value*."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """First 12 hex digits of the SHA-256 over the canonical JSON of *value*, in which 1.0 is 1."""
+    canonical = json.dumps(_shortest(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _shortest(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _shortest(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shortest(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _override(settings: dict[str, Any], override: str) -> None:
@@ -386,6 +394,9 @@ def _points(entry: Any, protocols: list[str]) -> Iterable[tuple[str, dict[str, A
         name, parameters = entry["name"], {key: value for key, value in entry.items() if key != "name"}
     else:
         raise ValueError(f"{entry!r} is neither a name, a spec nor a mapping with a name")
+    for protocol in _listed(parameters.get("protocol", protocols)):
+        if protocol not in protocols:
+            raise ValueError(f"{name}: protocol {protocol!r} is not one of evaluation.protocol; add it there")
     return [(name, point) for point in specs.expand({"protocol": protocols, **parameters})]
 
 

@@ -1,7 +1,7 @@
 """Which rows of the store a sweep's plan covers: its cells in their current versions, its images, each row once."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import pairwise
 from operator import and_, or_
@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from scl_ray import specs
 from scl_ray.config import Cell
-from scl_ray.store import Part, Store
+from scl_ray.store import Part, Store, gaps
 
 Plan = Mapping[str, Any]  # plan.json
 
@@ -52,7 +53,8 @@ def images_beyond(store: Store, plan: Plan, predictions: Mapping[str, Sequence[P
 
 
 def repeated(groups: Iterable[tuple[Sequence[Cell], Sequence[Part]]]) -> bool:
-    """Whether any cell is held twice on some image: two evaluations may hold it when its maps were asked for later."""
+    """Whether any cell is held twice on some image: a kill between writing a part that supersedes another and removing
+    that other one leaves both."""
     held: dict[tuple[str, Cell], list[tuple[int, int]]] = defaultdict(list)
     for of_group, group in groups:
         for part in group:
@@ -62,6 +64,30 @@ def repeated(groups: Iterable[tuple[Sequence[Cell], Sequence[Part]]]) -> bool:
     return any(
         following[0] <= previous[1] for ranges in held.values() for previous, following in pairwise(sorted(ranges))
     )
+
+
+def protocol_of(cell: Cell) -> str:
+    """The protocol whose network a cell explains."""
+    published = "published" in (specs.parse(spec)[1].get("protocol") for spec in cell)
+    return "published" if published else "corrected"
+
+
+def unscored(store: Store, plan: Plan, trial: str, readouts: Mapping[str, str]) -> Iterator[tuple[Cell, int, int]]:
+    """The plan's cells with the inclusive ranges of ranks on which the trial lacks their score, or the prediction that
+    goes with it. *readouts* are the record's: the explained read-out by protocol."""
+    held: dict[Cell | str, list[tuple[int, int]]] = defaultdict(list)
+    for part in store.parts("predictions", trial):
+        held[part.holds].append((part.first, part.last))
+    for part in store.parts("scores", trial):
+        for cell in cells(store, plan, part):
+            held[cell].append((part.first, part.last))
+    images = plan["images"]
+    for method, metric, _ in plan["cells"]:
+        cell = Cell(method, metric)
+        absent = [span for needed in (cell, readouts[protocol_of(cell)]) for span in gaps(held[needed], images, images)]
+        # What lies between the gaps is whole; what lies between that is the gaps, joined where they overlap.
+        for first, last in gaps(gaps(absent, images, images), images, images):
+            yield cell, first, last
 
 
 def dataset(store: Store, group: Sequence[Part], columns: Mapping[str, pa.DataType]) -> ds.Dataset:

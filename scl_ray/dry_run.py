@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scl_ray import backbones, datasets, objectives, plan
 from scl_ray.config import Cell, InputError, Sweep, Trial
-from scl_ray.evaluation import forward_passes
 from scl_ray.store import open_store
 
 GPU_FLOPS = 2e13  # float32 operations a second that a data-centre GPU sustains on such networks: an assumption, said so
@@ -36,18 +35,22 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
     try:
         dataset = datasets.load(sweep.dataset.model_copy(update={"download": False}))
     except InputError as error:
-        if sweep.dataset.name not in datasets.INFO:
-            raise
         console.print(f"{error}; so what is already done cannot be told, and all is counted as still to do")
-        info = datasets.INFO[sweep.dataset.name]
+        cells, not_cells = plan.cells_of(sweep, has_masks=False)
+        info = datasets.INFO.get(sweep.dataset.name)
+        if info is None:
+            console.print(f"to train: {len(trials)} trials, {sum(t.training.epochs for t in trials):,} epochs")
+            console.print(f"to evaluate: {len(cells)} cells a trial; without its images the cost cannot be told")
+            console.print("nothing was written")
+            return
         size, classes = sweep.dataset.image_size or info.image_size, info.classes
         train_images = round(info.train_images * (1 - sweep.dataset.validation))
         images = plan.images_of(sweep, info.test_images)
-        cells, not_cells = plan.cells_of(sweep, has_masks=False)
         step = plan.shard_images(images, len(trials), slots)
         cuts = [min(step, images - first) for first in range(0, images, step)]
         todo = _Todo(trials, [(trial.backbone, count, tuple(cells)) for trial in trials for count in cuts])
     else:
+        plan.check(sweep, dataset)
         found = plan.make(sweep, dataset, open_store(out, sweep.name), slots)
         size, classes, train_images = dataset.image_size, len(dataset.classes), len(dataset.train_labels)
         images, cells, not_cells = found.images, [v.cell for v in found.cells], list(found.not_cells)
@@ -58,8 +61,10 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
         )  # fmt: skip
         wanted = len(found.trials) * len(cells) * images
         missing = sum(len(s.cells) * s.images for work in found.work.values() for s in work.shards)
-        console.print(f"done already: {len(found.trials) - len(todo.train)} of {len(found.trials)} trials trained, "
-                      f"{wanted - missing:,} of {wanted:,} scores")  # fmt: skip
+        console.print(
+            f"done already: {len(found.trials) - len(todo.train)} of {len(found.trials)} trials trained, "
+            f"{wanted - missing:,} of {wanted:,} scores"
+        )
     for cell, reason in not_cells:
         console.print(f"not a cell: {cell.method} x {cell.metric}: {reason}")
     epochs = sum(trial.training.epochs for trial in todo.train)
@@ -77,7 +82,7 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
 
 def _evaluation_passes(todo: _Todo, image_size: int) -> Counter[str]:
     """Forward passes of one image, by backbone."""
-    per_image = {cells: forward_passes(cells, image_size) for cells in {cells for _, _, cells in todo.shards}}
+    per_image = {cells: plan.forward_passes(cells, image_size) for cells in {cells for _, _, cells in todo.shards}}
     passes: Counter[str] = Counter()
     for backbone, count, cells in todo.shards:
         passes[backbone] += count * per_image[cells]

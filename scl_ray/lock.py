@@ -39,7 +39,10 @@ def held(store: Store, lost: Callable[[str], None]) -> Iterator[None]:
 
         def keep() -> None:
             while not stop.wait(RENEWAL):
-                holder = renew()
+                try:
+                    holder = renew()
+                except OSError:  # a storage that is away for a moment; the lease has time for several renewals
+                    continue
                 if holder is not None:
                     lost(_describe(holder))
                     return
@@ -160,17 +163,23 @@ def _in_object_store(store: Store) -> Iterator[Callable[[], dict[str, Any] | Non
         if seen is None:
             continue
         other = json.loads(fs.cat_file(path))
-        if _renewed(stamp, LEASE) or not put(IfMatch=seen):
+        is_dead = other.get("host") == mine["host"] and not Path(f"/proc/{other.get('pid')}").exists()
+        if not is_dead and _renewed(stamp, LEASE):
             raise _refusal(store, other)
+        if not put(IfMatch=seen):
+            raise _refusal(store, json.loads(fs.cat_file(path)))
         break
     current = stamp()
 
     def renew() -> dict[str, Any] | None:
         nonlocal current
-        if current is not None and put(IfMatch=current):
-            current = stamp()
-            return None
-        return dict(json.loads(fs.cat_file(path)))
+        if current is None or not put(IfMatch=current):
+            holder = dict(json.loads(fs.cat_file(path)))
+            # A put that was answered too late and sent again finds its own work done.
+            if holder.get("token") != mine["token"]:
+                return holder
+        current = stamp()
+        return None
 
     try:
         yield renew

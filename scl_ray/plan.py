@@ -36,7 +36,15 @@ class Plan:
     cells: tuple[Versioned, ...]
     not_cells: tuple[tuple[Cell, str], ...]
     images: int
+    shard_images: int
     work: dict[str, Work]
+
+    def shards(self, store: Store, trial_id: str) -> list[Shard]:
+        """What of a trial's evaluation *store* does not hold."""
+        trial, evaluation = self.trials[trial_id], self.sweep.evaluation
+        return store.missing(
+            trial_id, self.cells, readouts(trial, self.sweep), self.images, self.shard_images, evaluation.save_maps
+        )
 
     def record(self) -> dict[str, Any]:
         """``plan.json``: which rows of the store are this sweep's."""
@@ -44,6 +52,7 @@ class Plan:
             "schema": SCHEMA,
             "trials": list(self.trials),
             "cells": [[*v.cell, v.version] for v in self.cells],
+            "metrics": {v.cell.metric: _reading(v.cell.metric) for v in self.cells},
             "not_cells": [[*cell, reason] for cell, reason in self.not_cells],
             "images": self.images,
             "sample": SAMPLE,
@@ -74,20 +83,46 @@ def make(sweep: Sweep, dataset: "Dataset", store: Store, slots: int) -> Plan:
     images = images_of(sweep, len(dataset.test_labels))
     trials = {trial.identity(summary["fingerprint"], summary["image_size"]): trial for trial in sweep.trials()}
     step = shard_images(images, len(trials), slots)
-    work = {}
+    plan = Plan(sweep, summary, trials, versioned, tuple(not_cells), images, step, work={})
     for trial_id, trial in trials.items():
-        shards = store.missing(
-            trial_id, versioned, readouts(trial, sweep), images, step, save_maps=sweep.evaluation.save_maps
-        )
-        work[trial_id] = Work(trial, not store.is_trained(trial_id), tuple(shards))
-    todo = {trial_id: w for trial_id, w in work.items() if w.train or w.shards}
-    return Plan(sweep, summary, trials, versioned, tuple(not_cells), images, todo)
+        work = Work(trial, not store.is_trained(trial_id), tuple(plan.shards(store, trial_id)))
+        if work.train or work.shards:
+            plan.work[trial_id] = work
+    return plan
 
 
 def check(sweep: Sweep, dataset: "Dataset") -> None:
-    """Raise InputError when *dataset* cannot serve *sweep*'s evaluation."""
+    """Raise InputError when *dataset* or a backbone cannot serve *sweep*'s evaluation."""
+    import torch
+
+    from scl_ray import attribution, backbones
+
     images_of(sweep, len(dataset.test_labels))
-    cells_of(sweep, dataset.test_masks is not None)
+    cells, _ = cells_of(sweep, dataset.test_masks is not None)
+    size = int(dataset.test_images.shape[-1])
+    forward_passes(cells, size)
+    # Methods that take only the shared passes are tried on each backbone, untrained: its maps may be too small.
+    methods = [method for method in {cell.method for cell in cells} if attribution.cost([method]) <= 3]
+    image, target = torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.int64)
+    for name in sweep.grid.backbone:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                backbone = backbones.build(name, size).eval()
+            attribution.explain_many(backbone, image, target, methods, layer=backbones.cam_layer(backbone))
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"grid.backbone: {name} cannot be explained at {size}x{size} pixels ({reason}); change "
+                             "dataset.image_size, the backbone or evaluation.methods") from error  # fmt: skip
+
+
+def forward_passes(cells: Sequence[Cell], image_size: int) -> int:
+    """Forward passes that evaluating one image takes. Raises InputError where a metric does not suit *image_size*."""
+    from scl_ray import evaluation
+
+    try:
+        return evaluation.forward_passes(cells, image_size)
+    except ValueError as error:
+        raise InputError(f"evaluation.metrics: {error}") from error
 
 
 def cells_of(sweep: Sweep, has_masks: bool) -> tuple[list[Cell], list[tuple[Cell, str]]]:
@@ -96,7 +131,8 @@ def cells_of(sweep: Sweep, has_masks: bool) -> tuple[list[Cell], list[tuple[Cell
 
     valid, not_cells = cells(sweep.evaluation.methods, sweep.evaluation.metrics, has_masks)
     if not valid:
-        raise InputError(f"evaluation: no method goes with any metric ({not_cells[0][1]}); add one that does")
+        reason = not_cells[0][1] if not_cells else "their protocols differ"
+        raise InputError(f"evaluation: no method goes with any metric ({reason}); add one that does")
     return valid, not_cells
 
 
@@ -124,6 +160,14 @@ def shard_images(images: int, trials: int, slots: int) -> int:
     return min(1024, max(1, round(per_slot / GRANULE)) * GRANULE)
 
 
+def _reading(metric: str) -> dict[str, str]:
+    """How a metric's values are read: its facet, and whether lower or higher is better."""
+    from scl_ray import metrics
+
+    entry = metrics.resolve(metric).entry
+    return {"facet": entry.facet, "direction": entry.direction}
+
+
 def describe(dataset: "Dataset") -> dict[str, Any]:
     """What plan and records say of the dataset."""
     return {
@@ -141,13 +185,19 @@ def local_slots(slot: Slot) -> int:
     """How many tasks of this kind this machine runs at once. Raises InputError when it is too small for one."""
     import torch
 
-    slots = (os.cpu_count() or 1) // slot.cpus
+    slots = len(os.sched_getaffinity(0)) // slot.cpus
     if torch.cuda.is_available() and slot.gpus:
-        slots = min(slots, int(torch.cuda.device_count() / slot.gpus))
+        slots = min(slots, tasks_on(torch.cuda.device_count(), slot.gpus))
     if not slots:
         raise InputError(f"resources: this machine has not the {slot.cpus} CPUs or {slot.gpus:g} GPUs of one task; "
                          "lower resources.train and resources.evaluate")  # fmt: skip
     return slots
+
+
+def tasks_on(gpus: float, share: float) -> int:
+    """How many tasks that each take *share* of a GPU, or several whole ones, fit on *gpus* GPUs."""
+    # A part of a GPU is always a part of one; 1 / 0.2 must be 5 in spite of rounding.
+    return int(gpus) * int(1 / share + 1e-9) if share < 1 else int(gpus / share)
 
 
 def total_images(shards: Sequence[Shard]) -> int:

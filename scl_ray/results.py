@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from scl_ray import coverage, specs
-from scl_ray.config import InputError
+from scl_ray.config import Cell, InputError
 from scl_ray.store import Store, open_store
 
 Protocol = Literal["corrected", "published"]
@@ -58,6 +58,27 @@ def load(out: str, name: str, *, protocol: Protocol | None = None) -> pd.DataFra
         f"{'WHERE protocol = $1' if protocol else ''} ORDER BY trial, method, metric, image",
         [protocol] if protocol else [],
     )
+
+
+def missing(out: str | Results, name: str = "") -> pd.DataFrame:
+    """What the sweep still lacks: one row per trial, cell and range of ranks; none when the sweep is complete.
+
+    Columns: trial, label (the trial itself where it has no record), what: ``training`` where the trial is not trained,
+    else ``scores``: rows that `load` does not give; method, metric, first and last: the cell and the inclusive ranks
+    in the order of the evaluation (missing for training). Only plan.json, the records and the parts' names and footers
+    are read. Raises InputError where no sweep of that name is.
+    """
+    store, plan, records = (out.store, out.plan, out.records) if isinstance(out, Results) else _read(out, name)
+    rows: list[tuple[object, ...]] = []
+    for trial in plan["trials"]:
+        record = records.get(trial)
+        if record is None or record["status"] != "trained":
+            rows.append((trial, record["label"] if record else trial, "training", None, None, None, None))
+        else:
+            lacks = coverage.unscored(store, plan, trial, record["readouts"])
+            rows += [(trial, record["label"], "scores", *cell, first, last) for cell, first, last in lacks]
+    table = pd.DataFrame(rows, columns=["trial", "label", "what", "method", "metric", "first", "last"])
+    return table.astype({"first": "Int64", "last": "Int64"})
 
 
 def trial_means(out: str | Results, name: str = "", *, images: Literal["own", "common"] = "own") -> pd.DataFrame:
@@ -134,16 +155,9 @@ def curves(results: Results) -> pd.DataFrame:
 
 def open_results(out: str, name: str) -> Results:
     """Open the sweep *name* below *out* (a folder or an fsspec URI). Raises InputError where there is none."""
-    store = open_store(out, name)
-    plan = store.read_json("plan.json")
-    if plan is None:
-        raise InputError(
-            f"{store.root}: holds no sweep (plan.json is missing); give --out and --name of a finished run"
-        )
-    found = {trial: store.record(trial) for trial in plan["trials"]}
-    records = {trial: record for trial, record in found.items() if record is not None}
+    store, plan, records = _read(out, name)
     trials = _configurations(records, plan["trials"])
-    cells = _cells(plan["cells"])
+    cells = _cells(plan)
     connection = duckdb.connect()
     results = Results(store, plan, records, trials, cells, connection)
     for column, table in (("trial", trials), ("method", cells), ("metric", cells), ("protocol", cells)):
@@ -159,6 +173,25 @@ def plain(spec: str) -> str:
     """The spec without its protocol: ``eigen_cam[protocol=published]`` to ``eigen_cam``."""
     name, parameters = specs.parse(spec)
     return specs.canonical(name, {k: v for k, v in parameters.items() if k != "protocol"}, {})
+
+
+def _read(out: str, name: str) -> tuple[Store, dict[str, Any], dict[str, dict[str, Any]]]:
+    """The sweep's store, its plan and the records of its trials, in the plan's order."""
+    store = open_store(out, name)
+    plan = _json(store, "plan.json")
+    if plan is None:
+        raise InputError(
+            f"{store.root}: holds no sweep (plan.json is missing); give --out and --name of a finished run"
+        )
+    found = {trial: _json(store, f"trials/{trial}.json") for trial in plan["trials"]}
+    return store, plan, {trial: record for trial, record in found.items() if record is not None}
+
+
+def _json(store: Store, path: str) -> dict[str, Any] | None:
+    try:
+        return store.read_json(path)
+    except ValueError as error:
+        raise InputError(f"{store.path(path)}: is not JSON ({error}); remove it and run the sweep again") from error
 
 
 def _views(results: Results) -> str:
@@ -277,16 +310,13 @@ def _told_apart(table: pd.DataFrame, records: Mapping[str, Mapping[str, Any]]) -
     return labels
 
 
-def _cells(cells: Iterable[Sequence[str]]) -> pd.DataFrame:
+def _cells(plan: Mapping[str, Any]) -> pd.DataFrame:
     """One row a cell of the plan."""
-    from scl_ray.metrics import resolve
-
     rows = []
-    for method, metric, _ in cells:
-        described = resolve(metric).entry
-        published = "published" in (specs.parse(method)[1].get("protocol"), specs.parse(metric)[1].get("protocol"))
-        rows.append((method, metric, described.facet, described.direction, "published" if published else "corrected",
-                     plain(method), plain(metric)))  # fmt: skip
+    for method, metric, _ in plan["cells"]:
+        # The plan says how to read a metric, so no module of the user's is needed here.
+        reading, protocol = plan["metrics"][metric], coverage.protocol_of(Cell(method, metric))
+        rows.append((method, metric, reading["facet"], reading["direction"], protocol, plain(method), plain(metric)))
     names = ["method", "metric", "facet", "direction", "protocol", "plain_method", "plain_metric"]
     table = pd.DataFrame(rows, columns=names)
     for name in names:

@@ -38,7 +38,13 @@ def canonical(name: str, parameters: Mapping[str, Any], defaults: Mapping[str, A
 
 
 def expand(parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the values of *parameters*, where a list is an axis and anything else a single value."""
+    """Every combination of the values of *parameters*, where a list is an axis and anything else a single value.
+
+    Raises ValueError for an empty list.
+    """
+    for key, value in parameters.items():
+        if isinstance(value, (list, tuple)) and not value:
+            raise ValueError(f"{key}: is an empty list; give at least one value or leave it out")
     axes = [value if isinstance(value, (list, tuple)) else [value] for value in parameters.values()]
     for values in product(*axes):
         yield dict(zip(parameters, values, strict=True))

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,8 +79,10 @@ class Store:
         if not isinstance(self.fs, LocalFileSystem):
             self.fs.pipe_file(full, data)
             return
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-        partial = f"{full}.{os.getpid()}.partial"
+        folder, name = os.path.split(full)
+        os.makedirs(folder, exist_ok=True)
+        # Whoever reads the folder skips a name with a leading dot, should this process die before the rename.
+        partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
         try:
             with open(partial, "wb") as file:
                 file.write(data)
@@ -112,6 +115,12 @@ class Store:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         self.write(path, sink.getvalue().to_pybytes())
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed writer left of files it had not finished. Only for the sweep's one writer."""
+        if isinstance(self.fs, LocalFileSystem):
+            for partial in Path(self.root).rglob(".*.partial"):
+                partial.unlink(missing_ok=True)
 
     # -- trials ---------------------------------------------------------------------------------------------------
 

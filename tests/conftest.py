@@ -86,7 +86,7 @@ def small(*overrides: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ``--out`` folder of the small sweep, run to its end on an embedded Ray. Not to be changed: see `sweep_copy`."""
+    """The ``--out`` folder of the small sweep, run to its end on an embedded Ray. To change it, take `sweep_copy`."""
     import full_grid
 
     out = tmp_path_factory.mktemp("finished") / "runs"

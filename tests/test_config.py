@@ -59,7 +59,8 @@ def test_identity_ignores_how_the_grid_was_written(tmp_path: Path) -> None:
     assert [t.identity("f", 32) for t in config.load(path).trials()] == [t.identity("f", 32) for t in load().trials()]
 
     one_by_one = "[cross_entropy, {name: supcon, temperature: 0.07}, {temperature: 0.5, name: supcon}, triplet]"
-    assert set(identities(f"grid.objective={one_by_one}")) >= set(identities("grid.objective=[{name: supcon, temperature: [0.5, 0.07]}]"))  # fmt: skip
+    both = "[{name: supcon, temperature: [0.5, 0.07]}]"
+    assert set(identities(f"grid.objective={one_by_one}")) >= set(identities(f"grid.objective={both}"))
     # A default that is written out, a recipe in the objective or for all: the same trial.
     assert identities("grid.objective=[{name: triplet, margin: 0.3, training: {epochs: 4}}]") == identities(
         "grid.objective=triplet", "training.epochs=4", "training.momentum=0.9"
@@ -82,6 +83,11 @@ def test_identity_depends_on_what_decides_the_checkpoint(override: str) -> None:
 )  # fmt: skip
 def test_identity_does_not_depend_on_anything_else(override: str) -> None:
     assert identities(override) == identities()
+
+
+def test_identity_does_not_depend_on_how_a_number_is_written() -> None:
+    one = "grid.objective=[{name: ContrastiveLoss, parameters: {neg_margin: %s}}]"
+    assert identities(one % "1") == identities(one % "1.0") != identities(one % "1.5")
 
 
 def test_identity_depends_on_the_data() -> None:
@@ -138,6 +144,9 @@ def test_the_resolved_configuration_reads_back_as_the_same_sweep(tmp_path: Path)
         ("grid.objective=[{name: 'no_module:loss'}]", "grid.objective.name", "write module:callable"),
         ("grid.objective=[]", "grid.objective", "is empty"),
         ("grid.seed=[]", "grid.seed", "is empty"),
+        ("grid.objective=[cross_entropy, {name: supcon, temperature: []}]", "grid", "temperature: is an empty list"),
+        ("grid.objective=[{name: triplet, margin: .inf}]", "triplet.margin", "finite"),
+        ("evaluation.methods=['grad_cam[protocol=published]']", "evaluation.methods", "evaluation.protocol"),
         ("grid.backbone=[]", "grid.backbone", "is empty"),
         ("grid.seed=-1", "grid.seed", "greater than or equal to 0"),
         ("grid.backbone=resnet9", "grid.backbone", "did you mean 'resnet8'?"),

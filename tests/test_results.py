@@ -115,6 +115,68 @@ def test_images_past_the_plan_are_left_out(tmp_path):
     assert set(fewer["image"]) < set(everything["image"])
 
 
+def lacking(out) -> list[tuple]:
+    """What is missing: (trial, what, first, last, how many cells) for each range of ranks."""
+    table = results.missing(str(out), "demo")
+    keys = ["trial", "what", "first", "last"]
+    return [(*key, len(rows)) for key, rows in table.groupby(keys, sort=False, dropna=False)]
+
+
+def test_nothing_is_missing_of_a_complete_sweep(sweep):
+    table = results.missing(sweep, "demo")
+    assert table.empty
+    assert list(table.columns) == ["trial", "label", "what", "method", "metric", "first", "last"]
+
+
+def test_a_removed_part_is_missing_with_its_ranks(tmp_path):
+    store = known.write(tmp_path, seeds=(0,), images=30)
+    trial = known.trial_id("supcon τ=0.07", "resnet8", 0)
+    _, second, third = store.parts("scores", trial)
+    store.fs.rm_file(third.path)  # past the plan's images
+    assert lacking(tmp_path) == []
+    store.fs.rm_file(second.path)
+    cells = known.cells(("corrected",))
+    assert lacking(tmp_path) == [(trial, "scores", 20, 29, len(cells))]
+    table = results.missing(str(tmp_path), "demo")
+    assert list(zip(table["method"], table["metric"], strict=True)) == cells
+    assert set(table["label"]) == {"supcon τ=0.07 · resnet8 · seed 0"}
+    # One cell is measured again, and one in a version that the plan does not want.
+    image = int(results.load(str(tmp_path), "demo")["image"].iloc[0])
+    known.write_scores(store, trial, 20, 29, [Versioned(cells[0], "1")], [(image, *cells[0], 0.5)])
+    known.write_scores(store, trial, 20, 29, [Versioned(cells[1], "0")], [(image, *cells[1], 0.5)])
+    assert lacking(tmp_path) == [(trial, "scores", 20, 29, len(cells) - 1)]
+
+
+def test_what_is_missing_and_what_is_loaded_are_all_that_is_wanted(tmp_path):
+    store = known.write(tmp_path, seeds=(0,), protocols=("corrected", "published"))
+    trial = known.trial_id("cross_entropy", "resnet8", 0)
+    # A score counts with its prediction: the published read-out's are lost where the corrected scores are not.
+    for kind, holds, first in (("predictions", "own_layer_published", 0), ("scores", None, 20)):
+        for part in store.parts(kind, trial):
+            if part.first == first and holds in (part.holds, None):
+                store.fs.rm_file(part.path)
+    cells = len(known.cells(("corrected",)))
+    assert sorted(lacking(tmp_path)) == [
+        (trial, "scores", 0, 39, cells), (trial, "scores", 20, 39, cells),
+    ]  # fmt: skip
+    table = results.missing(str(tmp_path), "demo")
+    published = table["metric"].str.contains("protocol=published")
+    assert set(table.loc[published, "first"]) == {0}
+    wanted = len(known.OBJECTIVES) * 2 * cells * known.IMAGES
+    assert len(results.load(str(tmp_path), "demo")) == wanted - (table["last"] - table["first"] + 1).sum()
+
+
+def test_untrained_and_failed_trials_miss_their_training(tmp_path):
+    store = known.write(tmp_path, seeds=(0,), failed=(("triplet margin=0.3", 0),))
+    untrained = known.trial_id("cross_entropy", "resnet8", 0)
+    store.remove(f"trials/{untrained}.json")
+    table = results.missing(str(tmp_path), "demo")
+    assert list(table["trial"]) == [untrained, known.trial_id("triplet margin=0.3", "resnet8", 0)]
+    assert list(table["label"]) == [untrained, "triplet margin=0.3 · resnet8 · seed 0"]
+    assert set(table["what"]) == {"training"}
+    assert table[["method", "metric", "first", "last"]].isna().all(axis=None)
+
+
 def test_objectives_that_differ_in_their_recipe_alone_are_told_apart(tmp_path):
     store = known.write(tmp_path, seeds=(0, 1))
     trial = known.trial_id("cross_entropy", "resnet8", 1)
@@ -164,3 +226,11 @@ def test_a_sweep_where_nothing_is_trained_yet_is_empty(tmp_path):
 def test_no_sweep_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"plan\.json is missing"):
         results.load(str(tmp_path), "nothing")
+    with pytest.raises(InputError, match=r"plan\.json is missing"):
+        results.missing(str(tmp_path), "nothing")
+
+
+def test_a_plan_that_is_not_json_is_one_sentence(tmp_path):
+    known.write(tmp_path, seeds=(0,)).write("plan.json", b"{")
+    with pytest.raises(InputError, match=r"demo/plan\.json: is not JSON"):
+        results.load(str(tmp_path), "demo")

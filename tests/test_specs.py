@@ -48,7 +48,8 @@ def test_canonical_refuses_what_could_not_be_parsed(value: str) -> None:
 def test_expand_takes_lists_as_axes() -> None:
     points = list(specs.expand({"temperature": [0.07, 0.5], "margin": 1}))
     assert points == [{"temperature": 0.07, "margin": 1}, {"temperature": 0.5, "margin": 1}]
-    assert list(specs.expand({"temperature": []})) == []
+    with pytest.raises(ValueError, match="temperature: is an empty list"):
+        list(specs.expand({"temperature": []}))
 
 
 def test_tracking_name_has_no_brackets() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 # Read by Ray when it is first imported.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["RAY_AUTH_MODE"] = "token"  # always: without it whoever reaches the ports runs code
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a task without a GPU sees none
 
 import ray
@@ -18,6 +18,7 @@ from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from scl_ray.config import InputError, Resources, Slot
+from scl_ray.plan import tasks_on
 
 ANSWER_WITHIN = 8.0  # seconds that a cluster's head may take to say that it is there
 
@@ -95,10 +96,10 @@ def slots(slot: Slot) -> int:
     for node in ray.nodes():
         if node["Alive"]:
             has = node["Resources"]
-            fits = has.get("CPU", 0) // slot.cpus
+            fits = int(has.get("CPU", 0) // slot.cpus)
             if gpus_anywhere and slot.gpus:
-                fits = min(fits, has.get("GPU", 0) // slot.gpus)
-            total += int(fits)
+                fits = min(fits, tasks_on(has.get("GPU", 0), slot.gpus))
+            total += fits
     if not total:
         gpus = f" and {slot.gpus:g} GPUs" if gpus_anywhere and slot.gpus else ""
         raise InputError(f"resources: no node of the cluster has {slot.cpus} CPUs{gpus} for one task; "

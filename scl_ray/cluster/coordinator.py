@@ -4,14 +4,14 @@ It starts the trial's training and the shards of its evaluation as remote tasks,
 with it, and tells Tune how far it is. It imports no torch: there are a few more coordinators than slots.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray import tune
 
 from scl_ray.cluster import tasks
-from scl_ray.plan import Plan, Work
+from scl_ray.plan import Plan
 from scl_ray.store import Shard, Store
 
 ATTEMPTS = 3  # starts of the same piece of work that got no further
@@ -26,35 +26,36 @@ def coordinate(
 ) -> None:  # fmt: skip
     """Bring one trial from what the store holds to what the plan wants."""
     trial_id = config["trial"]
-    work = plan.work[trial_id]
-    if work.train:
-        problem = _trained(trial_id, work, plan, store, dataset, sources, train_options)
+    trial = plan.trials[trial_id]
+    about = plan.trial_record(trial)
+
+    def train() -> Any:
+        start = _train.options(**train_options, num_returns="streaming")
+        return start.remote(store, trial_id, trial, about, dataset[0], sources, train_options["num_cpus"])
+
+    def evaluate(shard: Shard) -> ray.ObjectRef:
+        start = _evaluate.options(**evaluate_options)
+        return start.remote(store, trial_id, shard, dataset[0], sources, evaluate_options["num_cpus"])
+
+    # What is finished is what is on disk: this may be a second start, after a first coordinator was lost.
+    if not store.is_trained(trial_id):
+        problem = _trained(train, lambda: store.is_trained(trial_id))
         if problem:
-            store.write_record(
-                trial_id, {**plan.trial_record(work.trial), "status": "failed", "error": problem, "epochs": []}
-            )
+            store.write_record(trial_id, {**about, "status": "failed", "error": problem, "epochs": []})
             tune.report({"phase": "failed", "error": problem})
             return
     tune.report({"phase": "trained"})
-    failed = _evaluated(trial_id, work, store, dataset, sources, evaluate_options)
-    if not failed:
-        store.remove_superseded(trial_id, plan.cells)
+    failed = _evaluated(evaluate, plan.shards(store, trial_id))
     tune.report({"phase": "failed", "error": "; ".join(failed)} if failed else {"phase": "done"})
 
 
-def _trained(
-    trial_id: str, work: Work, plan: Plan, store: Store, dataset: list[ray.ObjectRef], sources: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> str | None:  # fmt: skip
+def _trained(train: Callable[[], Any], is_trained: Callable[[], bool]) -> str | None:
     """Train, from the last whole epoch when a machine was lost. Returns what went wrong, if anything did."""
-    about = plan.trial_record(work.trial)
-    start = _train.options(**options, num_returns="streaming")
     attempt = 1
     while True:
         try:
-            epochs: Any = start.remote(store, trial_id, work.trial, about, dataset[0], sources, options["num_cpus"])
-            for epoch in epochs:
-                reached = ray.get(epoch)
+            for item in train():
+                reached = ray.get(item)
                 tune.report({"phase": "training", "reached": reached})
                 if reached:
                     attempt = 1
@@ -62,23 +63,17 @@ def _trained(
         except ray.exceptions.RayTaskError as error:
             return _sentence(error)
         except ray.exceptions.RayError as error:
+            if is_trained():  # lost between its last word and its end
+                return None
             if attempt == ATTEMPTS:
                 return f"training was lost {ATTEMPTS} times ({_sentence(error)})"
             attempt += 1
             tune.report({"phase": "retry", "error": _sentence(error)})
 
 
-def _evaluated(
-    trial_id: str, work: Work, store: Store, dataset: list[ray.ObjectRef], sources: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> list[str]:  # fmt: skip
+def _evaluated(evaluate: Callable[[Shard], ray.ObjectRef], shards: Sequence[Shard]) -> list[str]:
     """Run every shard; one that fails does not stop the others. Returns what went wrong."""
-    start = _evaluate.options(**options)
-
-    def submit(shard: Shard) -> ray.ObjectRef:
-        return start.remote(store, trial_id, shard, dataset[0], sources, options["num_cpus"])
-
-    running = {submit(shard): (shard, 1) for shard in work.shards}
+    running = {evaluate(shard): (shard, 1) for shard in shards}
     failed = []
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
@@ -92,7 +87,7 @@ def _evaluated(
             if attempt == ATTEMPTS:
                 failed.append(f"{span}: lost {ATTEMPTS} times ({_sentence(error)})")
             else:
-                running[submit(shard)] = (shard, attempt + 1)
+                running[evaluate(shard)] = (shard, attempt + 1)
                 tune.report({"phase": "retry", "error": _sentence(error)})
     return failed
 

@@ -5,6 +5,7 @@ MLflow. Tune's restore is not used: identity and what is on disk decide what run
 """
 
 import contextlib
+import logging
 import os
 import sys
 import uuid
@@ -33,12 +34,15 @@ from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
 from scl_ray.config import InputError, Sweep
 from scl_ray.plan import Plan
-from scl_ray.results import Results, open_results, trial_means
+from scl_ray.results import Results, missing, open_results, trial_means
 from scl_ray.store import Store, local_folder, open_store
 from scl_ray.tracker import Tracker
 
 if TYPE_CHECKING:
     from scl_ray.datasets import Dataset
+
+# A lost coordinator is named at the end of the run; Tune would print its traceback into the live view.
+logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 COORDINATOR_MEMORY = 300 * 2**20
 COORDINATOR_RESTARTS = 2
@@ -67,8 +71,12 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
         if address is not None and folder is not None:
             connection.check_shared_folder(folder)
         stack.enter_context(lock.held(store, lost=_leave))
+        store.remove_leftovers()
+        store.remove(".tune")
         plan = planning.make(sweep, dataset, store, slots)
-        changed = _write_plan(store, plan, dataset)
+        if _write_plan(store, plan, dataset) or plan.work:
+            # An older report must not pass for this run's, should the run end before its own is written.
+            store.remove("report/index.html")
         failures: dict[str, str] = {}
         is_logged = True
         if plan.work:
@@ -76,11 +84,13 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
                 stack.enter_context(connection.connected(None))
                 slots = connection.check_resources(sweep.resources)
             failures, is_logged = _run_trials(plan, store, dataset, slots, out, uri, console)
+        for trial_id in plan.trials.keys() - failures.keys():
+            store.remove_superseded(trial_id, plan.cells)
         results = open_results(out, sweep.name)
-        if changed or plan.work or not store.fs.exists(store.path("report/index.html")):
+        if not store.fs.exists(store.path("report/index.html")):
             report.build(out, sweep.name)
         if is_logged:
-            is_logged = _log(plan, store, results, uri, failures, console)
+            is_logged = _log(plan, store, results, out, uri, failures, console)
         _summarise(plan, store, out, failures, console)
         if not is_logged:
             console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
@@ -93,8 +103,9 @@ def check_writable(store: Store, out: str) -> None:
     try:
         store.write(probe, b"")
         store.remove(probe)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder") from error
+    except Exception as error:  # every remote filesystem raises errors of its own
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"--out {out}: cannot be written ({reason}); give another folder") from error
 
 
 def _write_plan(store: Store, plan: Plan, dataset: "Dataset") -> bool:
@@ -182,15 +193,22 @@ class _Follow(tune.Callback):
             record = {"trial": trial_id, "status": "training", **self.plan.trial_record(self.plan.trials[trial_id])}
             self.tracker.epoch(record, result["reached"])
         elif result["phase"] in ("trained", "done", "failed"):
-            written = self.store.record(trial_id)
+            try:
+                written = self.store.record(trial_id)
+            except OSError:  # a slow or absent storage costs a line of the log, which the end of the run completes
+                return
             if written is not None:
                 self.tracker.trial(written)
 
 
-def _log(plan: Plan, store: Store, results: Results, uri: str, failures: Mapping[str, str], console: Console) -> bool:
+def _log(
+    plan: Plan, store: Store, results: Results, out: str, uri: str, failures: Mapping[str, str], console: Console
+) -> bool:
     """Bring MLflow up to date with the store. Returns False when it is away."""
     means: dict[str, dict[str, float | None]] = defaultdict(dict)
-    for row in trial_means(results).to_dict("records"):
+    table = trial_means(results)
+    is_incomplete = table["trial"].isin([*failures, *missing(out, plan.sweep.name)["trial"]])
+    for row in table[~is_incomplete].to_dict("records"):
         means[row["trial"]][f"{row['facet']}/{row['metric']}/{row['method']}"] = row["mean"]
     try:
         tracking.log_sweep(
@@ -203,7 +221,7 @@ def _log(plan: Plan, store: Store, results: Results, uri: str, failures: Mapping
             status="FAILED" if failures else "FINISHED",
         )
     except tracking.TrackingError as error:
-        console.print(f"[yellow]{error}[/yellow]")
+        console.print(str(error), style="yellow")
         return False
     return True
 
@@ -212,7 +230,7 @@ def _summarise(plan: Plan, store: Store, out: str, failures: Mapping[str, str], 
     """Print the table, what failed, and where everything is."""
     console.print(report.summary_table(out, plan.sweep.name))
     for trial, reason in failures.items():
-        console.print(f"[red]failed[/red]  {plan.trials[trial].label} ({trial}): {reason}")
+        console.print(f"failed  {plan.trials[trial].label} ({trial}): {reason}", style="red")
     for what, where in (
         ("report", store.path("report/index.html")),
         ("scores", store.path("scores")),

@@ -79,9 +79,9 @@ class Progress:
                 self.nodes.add(report["node"])
             case "failed":
                 self.failures[trial] = report["error"]
-                self._say(f"[red]failed[/red]     {label}: {report['error']}")
+                self._say(f"failed     {label}: {report['error']}", style="red")
             case "retry":
-                self._say(f"[yellow]again[/yellow]      {label}: {report['error']}")
+                self._say(f"again      {label}: {report['error']}", style="yellow")
         if phase == "trained" and self.plan.work[trial].train:
             self._say(f"trained    {label}" + (f" (loss {self.loss[trial]:.3f})" if trial in self.loss else ""))
         if phase == "done":
@@ -110,10 +110,12 @@ class Progress:
     def _counts(self) -> tuple[Counter[str], dict[str, int]]:
         phases = Counter(self.phase.values())
         busy = min(self.slots, phases["training"])
-        waiting = sum(left for trial, left in self.shards_left.items() if self.phase[trial] == "evaluating")
-        running = min(self.slots - busy, waiting)
-        done = self.shards - sum(self.shards_left.values())
-        return phases, {"waiting": self.shards - done - running, "running": running, "done": done}
+        # A failed trial's shards are neither waiting nor done.
+        left = {trial: count for trial, count in self.shards_left.items() if self.phase[trial] != "failed"}
+        ready = sum(count for trial, count in left.items() if self.phase[trial] == "evaluating")
+        running = min(self.slots - busy, ready)
+        waiting = sum(left.values()) - running
+        return phases, {"waiting": waiting, "running": running, "done": self.shards - sum(self.shards_left.values())}
 
     def _sentence(self) -> str:
         phases, shards = self._counts()
@@ -151,9 +153,10 @@ class Progress:
                 rows.add_row("evaluating", work.trial.label, f"{self.shards_left[trial]} shards left", "")
         return Group(head, rows, bar)
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, style: str = "") -> None:
         self._last_line = time.monotonic()
-        self.console.print(Text.from_markup(f"[dim]{_clock(self._last_line - self.started)}[/dim]  {line}"))
+        clock = _clock(self._last_line - self.started)
+        self.console.print(Text.assemble((f"{clock}  ", "dim"), (line, style)), soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

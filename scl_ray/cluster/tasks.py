@@ -8,13 +8,11 @@ import contextlib
 import io
 import platform
 import socket
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -125,7 +123,7 @@ def _prepare(sources: Mapping[str, str], threads: int) -> str:
 
     # The images are shared by all workers of a node, read-only; nothing here writes to them.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    plugins.install(sources, Path(tempfile.gettempdir()))
+    plugins.install(sources)
     torch.set_num_threads(threads)
     with contextlib.suppress(RuntimeError):  # may be set only once in the life of a worker
         torch.set_num_interop_threads(1)

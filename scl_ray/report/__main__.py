@@ -6,22 +6,21 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from scl_ray.config import InputError
 from scl_ray.report import build, summary_table
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Build the report and print the summary. Exit codes: 0 written, 2 no such sweep."""
+    """Build the report and print the summary. Exit codes: 0 written, 2 bad input, such as the name of no sweep."""
     parser = argparse.ArgumentParser(prog="python -m scl_ray.report", description=__doc__)
     parser.add_argument("--out", default="runs", help="folder or fsspec URI that holds the sweep (default: runs)")
     parser.add_argument("--name", required=True, help="the sweep's name")
     arguments = parser.parse_args(command_line)
-    console = Console()
+    console = Console(markup=False)  # brackets belong to specs
     try:
         console.print(summary_table(arguments.out, arguments.name))
         console.print(f"Report: {build(arguments.out, arguments.name).index}", soft_wrap=True)
-    except InputError as error:
-        print(error, file=sys.stderr)
+    except ValueError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 

@@ -25,8 +25,9 @@ def summary_table(out: str, name: str) -> Table:
     by_method = shown.groupby("method", sort=False)["metric"]
     explained = "; ".join(f"{method}: {', '.join(metrics)}" for method, metrics in by_method)
     table = Table(
-        title=f"{name}: mean{f' ± spread over {seeds} seeds' if seeds > 1 else ', one seed'}",
-        caption=explained, box=None, show_header=False, title_justify="left", caption_justify="left", pad_edge=False,
+        title=Text(f"{name}: mean{f' ± spread over {seeds} seeds' if seeds > 1 else ', one seed'}", "table.title"),
+        caption=Text(explained, "table.caption"), box=None, show_header=False, title_justify="left",
+        caption_justify="left", pad_edge=False,
     )  # fmt: skip
     objectives = list(dict.fromkeys(measures["objective_label"]))
     table.add_column(no_wrap=True)
@@ -44,7 +45,7 @@ def _add_block(table: Table, view: str, measures: pd.DataFrame, objectives: list
         table.add_row()
     table.add_row(Text(view, style="bold"), *(Text(label, style="bold") for label in objectives))
     for (facet, direction), row in measures.groupby(["facet", "direction"], sort=False):
-        table.add_row(f"{facet} {tables.arrow(str(direction))}", *_cells(row, objectives))
+        table.add_row(Text(f"{facet} {tables.arrow(str(direction))}"), *_cells(row, objectives))
 
 
 def _views(measures: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -53,8 +54,8 @@ def _views(measures: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(" · ".join(map(str, view)) if len(views) > 1 else "", rows) for view, rows in views]
 
 
-def _cells(measure: pd.DataFrame, objectives: list[str]) -> list[str]:
+def _cells(measure: pd.DataFrame, objectives: list[str]) -> list[Text]:
     digits = tables.decimals(measure["mean"])
     found = {row["objective_label"]: tables.number(row["mean"], row["spread"], digits)
              for row in tables.records(measure)}  # fmt: skip
-    return [found.get(objective, "–") for objective in objectives]
+    return [Text(found.get(objective, "–")) for objective in objectives]

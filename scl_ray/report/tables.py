@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scl_ray.report import statistics
-from scl_ray.results import Results, accuracies, common_images, plain, trial_means
+from scl_ray.results import Results, accuracies, common_images, missing, plain, trial_means
 
 VIEW = ["backbone", "protocol"]  # objectives are compared within one backbone and one protocol
 MEASURE = ["facet", "metric", "method"]
@@ -163,16 +163,14 @@ def _protocols(measures: pd.DataFrame) -> pd.DataFrame:
 def _failures(results: Results) -> pd.DataFrame:
     """Trials that do not stand fully in the tables, with the reason."""
     wanted = len(results.cells) * results.plan["images"]
-    scored = results.query("SELECT trial, count(*) AS rows FROM scored GROUP BY ALL").set_index("trial")["rows"]
     rows = []
-    for trial in results.plan["trials"]:
-        record = results.records.get(trial)
-        label = record["label"] if record else trial
-        if record is None:
+    for (trial, label, what), lacks in missing(results).groupby(["trial", "label", "what"], sort=False):
+        record = results.records.get(str(trial))
+        if what == "scores":
+            lacking = (lacks["last"] - lacks["first"] + 1).sum()
+            rows.append((trial, label, "incomplete", f"{lacking:,} of its {wanted:,} scores are missing"))
+        elif record is None:
             rows.append((trial, label, "not finished", "training has not finished"))
-        elif record["status"] != "trained":
+        else:
             rows.append((trial, label, record["status"], record.get("error") or "no reason was recorded"))
-        elif scored.get(trial, 0) < wanted:
-            share = scored.get(trial, 0) / wanted
-            rows.append((trial, label, "incomplete", f"{share:.0%} of its scores are there"))
     return pd.DataFrame(rows, columns=["trial", "label", "status", "reason"])

@@ -14,6 +14,15 @@ import pytest
 from conftest import ROOT, small
 
 RAY = str(Path(sys.executable).with_name("ray"))
+# Four short trials, so that three slots have something to share.
+TINY = [
+    "grid.objective=cross_entropy",
+    "grid.seed=[0, 1, 2, 3]",
+    "training.epochs=1",
+    "evaluation.protocol=corrected",
+    "evaluation.methods=grad_cam",
+    "evaluation.metrics=complexity",
+]
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
@@ -37,7 +46,7 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(hidden: Path) -> Iterator[str]:
-    """Head and two nodes with one CPU each; the third has an empty folder where *hidden* is, if that can be done here."""
+    """Head and two nodes with one CPU each; the third sees an empty folder where *hidden* is, if that can be done."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     head = [RAY, "start", "--head", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
@@ -48,8 +57,16 @@ def address(hidden: Path) -> Iterator[str]:
     nodes = []
     try:
         for command in (head, join, [*mask, *join]):
-            nodes.append(subprocess.Popen([*command, "--num-cpus=1", "--block"], env=environment(), text=True,
-                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True))  # fmt: skip
+            nodes.append(
+                subprocess.Popen(
+                    [*command, "--num-cpus=1", "--block"],
+                    env=environment(),
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
             for line in nodes[-1].stdout:
                 if "--block" in line:
                     break
@@ -70,7 +87,7 @@ def command(*arguments: object, token: str = TOKEN) -> subprocess.CompletedProce
     full = [
         sys.executable,
         ROOT / "sweeps/full_grid.py",
-        *small("evaluation.protocol=corrected", "training.epochs=1"),
+        *small(*TINY),
         *arguments,
     ]
     return subprocess.run(

@@ -34,6 +34,11 @@ TRUTH = {  # metric -> the mean under each objective
     "complexity": (6.81, 6.39, 6.58, 6.71),
     "sparseness": (0.412, 0.498, 0.455, 0.431),
 }
+READING = {  # a metric's name -> facet, better direction
+    "pixel_flipping_auc": ("faithfulness", "lower"), "prediction_flip_auc": ("faithfulness", "lower"),
+    "ssim_continuity": ("continuity", "higher"), "ssim_contrastivity": ("contrastivity", "lower"),
+    "complexity": ("complexity", "lower"), "sparseness": ("sparseness", "higher"),
+}  # fmt: skip
 STEP = {"complexity": 0.02, "ssim_continuity": 0.02}  # distance of two seeds' means; 0.01 elsewhere
 METHOD_OFFSET = {"grad_cam": 0.0, "eigen_cam": 0.03, "integrated_gradients": -0.02}
 PUBLISHED_OFFSET = -0.1  # what the published protocol adds to every score
@@ -100,6 +105,8 @@ def write(
         "schema": 1,
         "trials": [trial_id(*trial) for trial in trials],
         "cells": [[*v.cell, v.version] for v in wanted],
+        "metrics": {v.cell.metric: dict(zip(("facet", "direction"), READING[specs.parse(v.cell.metric)[0]],
+                                            strict=True)) for v in wanted},
         "not_cells": [["eigen_cam", "ssim_contrastivity", "Eigen-CAM has no class to contrast"]],
         "images": images, "sample": SAMPLE, "protocols": list(protocols),
         "dataset": {"name": "digits", "fingerprint": "0123456789ab", "image_size": 32,
@@ -154,7 +161,7 @@ def _write_trial(store, trial, label, seed, seeds, common, protocols, wanted, or
         last = min(first + SHARD, IMAGES) - 1
         ranks = range(first, last + 1)
         rows = [(int(order[r]), m, k, score(label, m, k, r, seed, seeds, common)) for r in ranks for m, k in held]
-        _part(store, "scores", trial, first, last, wanted, rows)
+        write_scores(store, trial, first, last, wanted, rows)
         for protocol in protocols:
             wrong = [r in wrong_ranks(label, seed) for r in ranks]
             truth = labels[order[first : last + 1]].astype(np.int32)
@@ -183,14 +190,10 @@ def _write_trial(store, trial, label, seed, seeds, common, protocols, wanted, or
 
 
 def write_scores(store, trial, first, last, wanted, rows):
-    """One more part of scores: rows (image, method, metric, value), cells *wanted* in its footer."""
-    _part(store, "scores", trial, first, last, wanted, rows)
-
-
-def _part(store, kind, trial, first, last, wanted, rows):
+    """One part of scores: rows (image, method, metric, value), cells *wanted* in its footer."""
     types = (pa.int32(), pa.string(), pa.string(), pa.float32())
     table = _table(("image", "method", "metric", "value"), types, rows)
-    store.write_part(kind, trial, evaluation(wanted), first, last, table, wanted)
+    store.write_part("scores", trial, evaluation(wanted), first, last, table, wanted)
 
 
 def _table(names, types, rows) -> pa.Table:

@@ -16,8 +16,11 @@ from PIL import Image
 from report import known_sweep as known
 from rich.console import Console
 
+from scl_ray import results
+from scl_ray.config import Cell
 from scl_ray.report import build, gallery, summary_table
 from scl_ray.report.__main__ import main
+from scl_ray.store import Versioned
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +180,15 @@ def test_the_summary_goes_on_below_when_the_objectives_are_many(tmp_path):
     assert "6.39 ± 0.01" in rows[0]
 
 
+def test_brackets_of_specs_are_no_markup(tmp_path, capsys):
+    store = known.write(tmp_path, seeds=(0,))
+    plan = store.read_json("plan.json")
+    plan["cells"] = [cell for cell in plan["cells"] if cell[1] != "ssim_continuity"]
+    store.write_json("plan.json", plan)
+    assert main(["--out", str(tmp_path), "--name", "demo"]) == 0
+    assert "ssim_continuity[noise=0.1]" in capsys.readouterr().out.replace("\n", "")
+
+
 def test_overlay_shows_the_sign_and_survives_a_zero_map():
     image = np.zeros((1, 8, 8), np.uint8)
     signed = np.zeros((8, 8), np.float32)
@@ -197,10 +209,43 @@ def test_no_such_sweep_is_one_sentence(tmp_path, capsys):
     assert "plan.json is missing" in said
 
 
-def test_neither_ray_nor_mlflow_is_imported():
-    code = "import sys, scl_ray.report.writing; print([m for m in ('ray', 'mlflow') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.replace("'", '"')) == []
+@pytest.mark.parametrize(
+    ("name", "broken", "reason"), [("demo", "plan.json", "is not JSON"), ("\0", None, "null byte")]
+)
+def test_bad_input_is_one_sentence(tmp_path, capsys, name, broken, reason):
+    store = known.write(tmp_path, seeds=(0,))
+    if broken:
+        store.write(broken, b"{")
+    assert main(["--out", str(tmp_path), "--name", name]) == 2
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1
+    assert reason in said
+
+
+def test_a_copied_store_is_reported_without_the_users_module_torch_ray_and_mlflow(tmp_path):
+    store = known.write(tmp_path / "there", seeds=(0,))
+    cell = Cell("grad_cam", "modules_of_another_machine:edges[width=3]")
+    plan = store.read_json("plan.json")
+    plan["cells"].append([*cell, "1"])
+    plan["metrics"][cell.metric] = {"facet": "user", "direction": "higher"}
+    store.write_json("plan.json", plan)
+    images = results.load(str(tmp_path / "there"), "demo")["image"].unique()
+    for trial in plan["trials"]:
+        rows = [(int(image), *cell, 0.625) for image in images]
+        known.write_scores(store, trial, 0, known.IMAGES - 1, [Versioned(cell, "1")], rows)
+    shutil.move(tmp_path / "there", tmp_path / "here")
+    code = """if True:
+        import sys
+        from scl_ray import report, results
+        report.build(sys.argv[1], "demo"), report.summary_table(sys.argv[1], "demo"), results.load(sys.argv[1], "demo")
+        assert results.missing(sys.argv[1], "demo").empty
+        print([module for module in ("torch", "ray", "mlflow") if module in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "here")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    measures = pd.read_csv(tmp_path / "here/demo/report/tables/measures.csv")
+    row = measures[measures["metric"] == cell.metric].iloc[0]
+    assert (row["mean"], row["direction"]) == (0.625, "higher")
 
 
 @pytest.mark.browser

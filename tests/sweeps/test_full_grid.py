@@ -79,8 +79,8 @@ def test_the_same_command_computes_nothing(sweep_copy: Path, run: Run) -> None:
 
 def test_one_more_metric_is_all_that_is_computed(sweep_copy: Path, run: Run) -> None:
     before = parts(sweep_copy)
-    done = run(*small("evaluation.metrics=[pixel_flipping_auc, ssim_continuity, ssim_contrastivity, complexity, sparseness]",
-                      "evaluation.protocol=corrected"), "--out", sweep_copy)  # fmt: skip
+    metrics = "evaluation.metrics=[pixel_flipping_auc, ssim_continuity, ssim_contrastivity, complexity, sparseness]"
+    done = run(*small(metrics, "evaluation.protocol=corrected"), "--out", sweep_copy)
     assert done.code == 0, done.error
     fresh = new_since(before, sweep_copy)
     assert {path.split("/")[1] for path in fresh} == {"scores", "samples"}
@@ -140,6 +140,14 @@ def test_a_dry_run_needs_no_data(tmp_path: Path, run: Run) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_counts_trials_of_a_folder_that_is_not_there(tmp_path: Path, run: Run) -> None:
+    folder = f"dataset={{name: image_folder, root: {tmp_path / 'nowhere'}}}"
+    done = run(*small(folder), "--out", tmp_path / "runs", "--dry-run")
+    assert done.code == 0, done.error
+    assert "to train: 4 trials, 8 epochs" in done.out
+    assert "the cost cannot be told" in done.out
+
+
 def test_users_own_parts_run_on_the_workers_and_a_failed_trial_is_named(tmp_path: Path, run: Run) -> None:
     (tmp_path / "my_parts.py").write_text(
         "import torch\n\n"
@@ -186,12 +194,14 @@ def test_users_own_parts_run_on_the_workers_and_a_failed_trial_is_named(tmp_path
         (["--set=grid.objective=[{name: cross_entropy, temperature: 1}]"], "cross_entropy.temperature"),
         (["--config=none.yaml"], "none.yaml: cannot be read"),
         (["--set=evaluation.images=1000000"], "evaluation.images"),
+        (["--set=evaluation.metrics=['pixel_flipping_auc[features_per_step=5000]']"], "features_per_step"),
+        (["--set=grid.backbone=resnet18", "--set=dataset.image_size=8"], "resnet18"),
         (["--set=dataset={name: cifar10, root: nowhere}"], "nowhere"),
         (["--set=dataset={name: image_folder, root: nowhere}"], "nowhere"),
         (["--set=evaluation.methods=eigen_cam", "--set=evaluation.metrics=ssim_contrastivity"], "evaluation"),
         (["--address=ray://127.0.0.1:10001"], "ray job submit"),
         (["--address=127.0.0.1:1"], "no Ray cluster answers"),
-        (["--address=auto"], "no Ray cluster was found"),
+        (["--address=auto"], "no Ray cluster"),
         (["--out=s3://bucket/runs"], "MLFLOW_TRACKING_URI"),
         (["--out=nosuch://bucket"], "nosuch"),
         (["--no-such-flag"], "--no-such-flag"),
@@ -231,8 +241,11 @@ def test_an_unwritable_out_is_refused(tmp_path: Path, run: Run) -> None:
 
 
 def test_two_writers_of_one_sweep(sweep_copy: Path, run: Run) -> None:
-    hold = ("import sys, time; from scl_ray import lock, store\n"
-            "with lock.held(store.open_store(sys.argv[1], 'demo'), lost=print): print('held', flush=True); time.sleep(99)")  # fmt: skip
+    hold = (
+        "import sys, time; from scl_ray import lock, store\n"
+        "with lock.held(store.open_store(sys.argv[1], 'demo'), lost=print):\n"
+        "    print('held', flush=True); time.sleep(99)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", hold, sweep_copy], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     refused = run(*small(), "--out", sweep_copy)
@@ -246,8 +259,9 @@ def test_two_writers_of_one_sweep(sweep_copy: Path, run: Run) -> None:
 
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "runs"
-    settings = small("grid.seed=0", "grid.objective=cross_entropy", "training.epochs=6", "evaluation.images=20",
-                     "evaluation.methods=grad_cam", "evaluation.metrics=complexity", "evaluation.protocol=corrected")  # fmt: skip
+    one = ["grid.seed=0", "grid.objective=cross_entropy", "training.epochs=6", "evaluation.images=20"]
+    cheap = ["evaluation.methods=grad_cam", "evaluation.metrics=complexity", "evaluation.protocol=corrected"]
+    settings = small(*one, *cheap)
     command = [sys.executable, str(ROOT / "sweeps/full_grid.py"), *settings, "--out", str(out)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:

@@ -52,7 +52,8 @@ def main() -> None:
     print(json.dumps({
         "command": " ".join(["python", *COMMAND]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_processor()}",
-        "versions": {name: version(name) for name in ("torch", "ray", "captum", "mlflow")} | {"python": platform.python_version()},
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "ray", "captum", "mlflow")},
         "date": time.strftime("%F"),
         "median": {key: statistics.median(run[key] for run in runs) for key in runs[0]},
         "runs": runs,
