@@ -101,10 +101,9 @@ def trial_means(out: str | Results, name: str = "", *, images: Literal["own", "c
 
 
 def accuracies(results: Results) -> pd.DataFrame:
-    """Per trial and protocol: ``accuracy`` in [0, 1], the mean ``confidence`` and the number of ``images`` evaluated,
-    of the read-out that is explained."""
+    """Per trial and protocol: ``accuracy`` in [0, 1] of the read-out that is explained, on how many ``images``."""
     return results.query("""
-        SELECT trial, protocol, favg(correct::INT) AS accuracy, favg(confidence) AS confidence, count(*) AS images
+        SELECT trial, protocol, favg(correct::INT) AS accuracy, count(*) AS images
         FROM predictions GROUP BY ALL ORDER BY trial, protocol""")
 
 

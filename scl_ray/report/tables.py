@@ -58,7 +58,7 @@ def make(results: Results) -> Tables:
     scores = measures[measures["facet"] != ACCURACY]
     undefined = scores.loc[scores["undefined"] > 0, [*VIEW, "objective_label", "method", "metric", "undefined"]].copy()
     undefined["values"] = undefined["undefined"] + scores.loc[undefined.index, "images"]
-    not_cells = pd.DataFrame(results.plan.get("not_cells", []), columns=["method", "metric", "reason"])
+    not_cells = pd.DataFrame(results.plan["not_cells"], columns=["method", "metric", "reason"])
     return Tables(_trials(results), seeds, measures, common_images(results), undefined, _protocols(measures),
                   _failures(results), not_cells, reference)  # fmt: skip
 
@@ -78,7 +78,7 @@ def seed_means(results: Results) -> pd.DataFrame:
     scores = trial_means(results, images="common")
     for column in ("method", "metric"):
         scores[column] = scores[column].map({spec: plain(spec) for spec in scores[column].cat.categories}).astype(str)
-    accuracy = accuracies(results).rename(columns={"accuracy": "mean"}).drop(columns="confidence")
+    accuracy = accuracies(results).rename(columns={"accuracy": "mean"})
     accuracy = accuracy.assign(facet=ACCURACY, metric=ACCURACY, method="", direction="higher", undefined=0)
     rows = pd.concat([accuracy, scores.astype({"facet": str, "direction": str})]).astype({"protocol": str})
     configuration = results.trials[["trial", "objective_label", "backbone", "seed"]]

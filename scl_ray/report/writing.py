@@ -101,7 +101,7 @@ def _csv(table: pd.DataFrame) -> bytes:
 def _remove_others(results: Results, files: set[str]) -> None:
     """Remove tables and figures that an earlier report left."""
     for folder, suffixes in (("tables", (".csv",)), ("figures", (".svg", ".png"))):
-        for path in results.store.fs.glob(results.store.path("report", folder, "*")):
+        for path in results.store.fs.find(results.store.path("report", folder), maxdepth=1):
             name = str(path).rsplit("/", 1)[-1]
             if name.endswith(suffixes) and f"{folder}/{name}" not in files:
                 results.store.fs.rm_file(path)

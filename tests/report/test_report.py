@@ -117,14 +117,15 @@ def test_tables_and_figures_lie_beside_the_page(out):
 
 
 def test_two_seeds_the_same_bytes_and_no_leftovers(tmp_path, capsys):
-    store = known.write(tmp_path, seeds=(0, 1), failed=(("triplet margin=0.3", 1),))
+    out = tmp_path / "[runs]"  # neither a pattern nor markup
+    store = known.write(out, seeds=(0, 1), failed=(("triplet margin=0.3", 1),))
     trial = known.trial_id("triplet margin=0.3", "resnet8", 1)
     record = {k: v for k, v in store.record(trial).items() if k not in ("schema", "trial")}
     store.write_record(trial, record | {"error": "<b>&</b>"})
-    report = tmp_path / "demo/report"
+    report = out / "demo/report"
     (report / "tables").mkdir(parents=True)
     (report / "tables/of_an_earlier_report.csv").write_text("a\n")
-    paths = build(str(tmp_path), "demo")
+    paths = build(str(out), "demo")
     first = {path.relative_to(report): path.read_bytes() for path in report.rglob("*.*")}
     written = [paths.index, *paths.tables, *paths.figures]
     assert sorted(Path(path).relative_to(report) for path in written) == sorted(first)
@@ -133,9 +134,11 @@ def test_two_seeds_the_same_bytes_and_no_leftovers(tmp_path, capsys):
     assert '<span class="mark better">' not in page
     assert "&lt;b&gt;&amp;&lt;/b&gt;" in page
 
-    assert main(["--out", str(tmp_path), "--name", "demo"]) == 0
+    assert main(["--out", str(out), "--name", "demo"]) == 0
     assert {path.relative_to(report): path.read_bytes() for path in report.rglob("*.*")} == first
-    assert "faithfulness ↓" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "faithfulness ↓" in said
+    assert f"Report: {report / 'index.html'}" in said
 
 
 def test_nothing_trained_still_gives_a_page(tmp_path):
@@ -180,13 +183,14 @@ def test_the_summary_goes_on_below_when_the_objectives_are_many(tmp_path):
     assert "6.39 ± 0.01" in rows[0]
 
 
-def test_brackets_of_specs_are_no_markup(tmp_path, capsys):
+def test_brackets_of_specs_are_no_markup(tmp_path):
     store = known.write(tmp_path, seeds=(0,))
     plan = store.read_json("plan.json")
     plan["cells"] = [cell for cell in plan["cells"] if cell[1] != "ssim_continuity"]
     store.write_json("plan.json", plan)
-    assert main(["--out", str(tmp_path), "--name", "demo"]) == 0
-    assert "ssim_continuity[noise=0.1]" in capsys.readouterr().out.replace("\n", "")
+    text = io.StringIO()
+    Console(file=text, width=400).print(summary_table(str(tmp_path), "demo"))
+    assert "ssim_continuity[noise=0.1]" in text.getvalue()
 
 
 def test_overlay_shows_the_sign_and_survives_a_zero_map():
