@@ -23,7 +23,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A backbone with one linear read-out, on the CPU.
+    """A backbone with one linear read-out.
 
     ``weight`` (K, d) and ``bias`` (K,) are cross-entropy's own layer or a linear probe on L2-normalised features;
     ``temperature`` divides their scores (fitted on validation images, Guo et al. 2017); ``prototypes`` (K, d) are

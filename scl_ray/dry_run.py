@@ -50,7 +50,6 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
         cuts = [min(step, images - first) for first in range(0, images, step)]
         todo = _Todo(trials, [(trial.backbone, count, tuple(cells)) for trial in trials for count in cuts])
     else:
-        plan.check(sweep, dataset)
         found = plan.make(sweep, dataset, open_store(out, sweep.name), slots)
         size, classes, train_images = dataset.image_size, len(dataset.classes), len(dataset.train_labels)
         images, cells, not_cells = found.images, [v.cell for v in found.cells], list(found.not_cells)

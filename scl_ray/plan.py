@@ -81,6 +81,7 @@ def make(sweep: Sweep, dataset: "Dataset", store: Store, slots: int) -> Plan:
     cells, not_cells = cells_of(sweep, dataset.test_masks is not None)
     versioned = tuple(Versioned(cell, cell_version(cell)) for cell in cells)
     images = images_of(sweep, len(dataset.test_labels))
+    forward_passes(cells, summary["image_size"])
     trials = {trial.identity(summary["fingerprint"], summary["image_size"]): trial for trial in sweep.trials()}
     step = shard_images(images, len(trials), slots)
     plan = Plan(sweep, summary, trials, versioned, tuple(not_cells), images, step, work={})
@@ -91,20 +92,19 @@ def make(sweep: Sweep, dataset: "Dataset", store: Store, slots: int) -> Plan:
     return plan
 
 
-def check(sweep: Sweep, dataset: "Dataset") -> None:
-    """Raise InputError when *dataset* or a backbone cannot serve *sweep*'s evaluation."""
+def check_backbones(plan: Plan) -> None:
+    """Raise InputError when a backbone cannot be explained by the plan's methods: its maps may be too small.
+
+    Each is built and explained once, untrained, by the methods that take only the shared passes.
+    """
     import torch
 
     from scl_ray import attribution, backbones
 
-    images_of(sweep, len(dataset.test_labels))
-    cells, _ = cells_of(sweep, dataset.test_masks is not None)
-    size = int(dataset.test_images.shape[-1])
-    forward_passes(cells, size)
-    # Methods that take only the shared passes are tried on each backbone, untrained: its maps may be too small.
-    methods = [method for method in {cell.method for cell in cells} if attribution.cost([method]) <= 3]
+    size = plan.dataset["image_size"]
+    methods = [method for method in {v.cell.method for v in plan.cells} if attribution.cost([method]) <= 3]
     image, target = torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.int64)
-    for name in sweep.grid.backbone:
+    for name in plan.sweep.grid.backbone:
         try:
             with torch.random.fork_rng(devices=[]):
                 backbone = backbones.build(name, size).eval()

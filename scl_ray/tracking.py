@@ -68,7 +68,7 @@ def ui_command(out: str) -> str:
     if Path(python).is_relative_to(Path.cwd()):
         python = os.path.relpath(python)
     if uri.startswith(("http://", "https://")):
-        return shlex.join([python, "-m", "webbrowser", uri])
+        return shlex.join([python, "-m", "webbrowser", _without_password(uri)])
     server = shlex.join([python, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri])
     # Its job runner, which a sweep has no use for, starts eight processes and doubles the wait.
     return f"MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {server}"
@@ -346,7 +346,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _unusable(uri: str, reason: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", f"MLflow at {uri} cannot be used ({reason})")  # no passwords
+    return _without_password(f"MLflow at {uri} cannot be used ({reason})")
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _deleted(uri: str, name: str) -> InputError:

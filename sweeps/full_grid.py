@@ -22,7 +22,8 @@ HERE = Path(__file__).resolve().parent
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # A terminal wraps by itself; a file or a pipe gets whole lines.
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 110)
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, markup=False, soft_wrap=not terminal, width=None if terminal else 110)
     # A user's own `module:callable` may lie beside the configuration or in the current folder.
     sys.path[:0] = [str(options.config.resolve().parent), str(Path.cwd())]
     try:

@@ -114,3 +114,13 @@ def test_a_users_own_that_does_not_fit_is_refused(own_module, name):
     with pytest.raises(InputError) as error:
         backbones.build(f"{own_module}:{name}", 20)
     assert "\n" not in str(error.value)
+
+
+def test_the_basic_block_equals_torchvisions() -> None:
+    torch.manual_seed(0)
+    ours = backbones.build("resnet8", 32).layer2
+    shortcut = nn.Sequential(nn.Conv2d(16, 32, 1, 2, bias=False), nn.BatchNorm2d(32))
+    theirs = nn.Sequential(torchvision.models.resnet.BasicBlock(16, 32, 2, shortcut))
+    theirs.load_state_dict(ours.state_dict())
+    maps = torch.rand(4, 16, 32, 32)
+    assert torch.equal(ours(maps), theirs(maps))

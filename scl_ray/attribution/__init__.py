@@ -14,7 +14,7 @@ from scl_ray.attribution.layers import cam_layer
 from scl_ray.attribution.passes import Forward, Gradients, backward, forward
 from scl_ray.attribution.registry import PROTOCOL, Parameter, Resolved, positive_integer
 
-__all__ = ["METHODS", "Method", "cost", "defaults", "explain", "explain_many", "resolve", "shared_forward"]
+__all__ = ["METHODS", "Method", "cost", "explain", "explain_many", "resolve", "shared_forward"]
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,6 @@ METHODS: dict[str, Method] = {
 def resolve(spec: str, **parameters: Any) -> Resolved[Method]:
     """The method that *spec* names, built in or ``module:callable``. Raises ValueError in one sentence."""
     return registry.resolve(spec, METHODS, "method", _user_method, parameters)
-
-
-def defaults(name: str) -> dict[str, Any]:
-    """The parameters of the method *name* with their defaults. Raises ValueError for an unknown name."""
-    return resolve(name).entry.defaults
 
 
 def explain(

@@ -46,7 +46,7 @@ logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 COORDINATOR_MEMORY = 300 * 2**20
 COORDINATOR_RESTARTS = 2
-EXTRA_COORDINATORS = 2  # so that the next trial's training waits in the queue when a slot becomes free
+EXTRA_COORDINATORS = 1  # so that the next trial's training waits in the queue when a slot becomes free
 
 
 def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
@@ -66,7 +66,6 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
             stack.enter_context(connection.connected(address))
             slots = connection.check_resources(sweep.resources)
         dataset = datasets.load(sweep.dataset)
-        planning.check(sweep, dataset)
         check_writable(store, out)
         if address is not None and folder is not None:
             connection.check_shared_folder(folder)
@@ -74,6 +73,8 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
         store.remove_leftovers()
         store.remove(".tune")
         plan = planning.make(sweep, dataset, store, slots)
+        if plan.work:
+            planning.check_backbones(plan)
         if _write_plan(store, plan, dataset) or plan.work:
             # An older report must not pass for this run's, should the run end before its own is written.
             store.remove("report/index.html")

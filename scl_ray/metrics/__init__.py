@@ -14,7 +14,7 @@ from scl_ray.metrics import complexity, flipping, localisation, ssim
 from scl_ray.metrics.batch import Batch
 from scl_ray.metrics.undefined import undefined
 
-__all__ = ["METRICS", "Batch", "Metric", "Scores", "cost", "defaults", "resolve", "score", "score_many"]
+__all__ = ["METRICS", "Batch", "Metric", "Scores", "cost", "resolve", "score", "score_many"]
 
 Pair = tuple[str, str]
 
@@ -145,11 +145,6 @@ METRICS: dict[str, Metric] = {
 def resolve(spec: str, **parameters: Any) -> Resolved[Metric]:
     """The metric that *spec* names, built in or ``module:callable``. Raises ValueError in one sentence."""
     return registry.resolve(spec, METRICS, "metric", _user_metric, parameters)
-
-
-def defaults(name: str) -> dict[str, Any]:
-    """The parameters of the metric *name* with their defaults. Raises ValueError for an unknown name."""
-    return resolve(name).entry.defaults
 
 
 def score(

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from scl_ray.attribution import METHODS, cost, defaults, explain, explain_many, resolve
+from scl_ray.attribution import METHODS, cost, resolve, explain, explain_many, resolve
 
 
 def test_every_method_explains_every_image(network, images, targets):
@@ -82,7 +82,7 @@ def test_the_users_own_method(tmp_path, monkeypatch, network, images, targets):
     with pytest.raises(ValueError, match=r"gave maps of shape \(32, 3, 32, 32\)"):
         explain(network, images, targets, "brightness_method:flat")
     with pytest.raises(ValueError, match="give gain a default value"):
-        defaults("brightness_method:demanding")
+        resolve("brightness_method:demanding").entry.defaults
 
 
 def test_cost_counts_shared_passes_once():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from scl_ray.attribution import METHODS
-from scl_ray.metrics import METRICS, Batch, cost, defaults, resolve, score, score_many
+from scl_ray.metrics import METRICS, Batch, cost, resolve, resolve, score, score_many
 
 
 def test_what_the_registry_says_of_every_metric():
@@ -67,7 +67,7 @@ def test_the_users_own_metric(tmp_path, monkeypatch, network, images, targets, m
     assert torch.equal(score("own_metric:sometimes", *given).isnan(), targets <= 4)
     assert (resolve("own_metric:mass").entry.facet, resolve("own_metric:mass").entry.direction) == ("user", "lower")
     assert resolve("own_metric:sometimes").entry.direction == "higher"
-    assert defaults("own_metric:mass") == {"protocol": "corrected", "power": 1}
+    assert resolve("own_metric:mass").entry.defaults == {"protocol": "corrected", "power": 1}
     with pytest.raises(ValueError, match=r"own_metric:wrong gave values of shape \(\), not one an image"):
         score("own_metric:wrong", *given)
 
