@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from scl_ray.attribution import METHODS, cost, resolve, explain, explain_many, resolve
+from scl_ray.attribution import METHODS, cost, explain, explain_many, resolve
 
 
 def test_every_method_explains_every_image(network, images, targets):
@@ -77,12 +77,12 @@ def test_the_users_own_method(tmp_path, monkeypatch, network, images, targets):
     name = "brightness_method:brightness"
     assert torch.equal(explain(network, images, targets, name), 2 * images.mean(1))
     assert torch.equal(explain(network, images, targets, f"{name}[gain=3]"), 3 * images.mean(1))
-    assert defaults(name) == {"protocol": "corrected", "gain": 2.0}
+    assert resolve(name).entry.defaults == {"protocol": "corrected", "gain": 2.0}
     assert resolve(name, protocol="published").spec == f"{name}[protocol=published]"
     with pytest.raises(ValueError, match=r"gave maps of shape \(32, 3, 32, 32\)"):
         explain(network, images, targets, "brightness_method:flat")
     with pytest.raises(ValueError, match="give gain a default value"):
-        resolve("brightness_method:demanding").entry.defaults
+        resolve("brightness_method:demanding")
 
 
 def test_cost_counts_shared_passes_once():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from scl_ray.attribution import METHODS
-from scl_ray.metrics import METRICS, Batch, cost, resolve, resolve, score, score_many
+from scl_ray.metrics import METRICS, Batch, cost, resolve, score, score_many
 
 
 def test_what_the_registry_says_of_every_metric():
