@@ -63,6 +63,25 @@ def trained(digits: Dataset) -> Checkpoint:
     return training.finish(digits, trial, state)[0]
 
 
+@pytest.fixture(scope="session")
+def network(trained: Checkpoint) -> torch.nn.Module:
+    return trained.explained("corrected")
+
+
+@pytest.fixture(scope="session")
+def images(digits: Dataset, trained: Checkpoint) -> torch.Tensor:
+    """32 real test images, normalised."""
+    pixels = torch.tensor(digits.test_images[digits.evaluation_order[:32]]).float() / 255
+    return (pixels - torch.tensor(trained.mean).view(-1, 1, 1)) / torch.tensor(trained.std).view(-1, 1, 1)
+
+
+@pytest.fixture(scope="session")
+def targets(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The class that the network predicts of each."""
+    with torch.no_grad():
+        return network(images).argmax(1)
+
+
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs sweeps/full_grid.py in this process with the given arguments."""

@@ -55,7 +55,7 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
     Raises InputError before any work starts when it cannot be run as asked.
     """
     folder = local_folder(out)
-    out = out if folder is None else str(folder)
+    out = out.rstrip("/") if folder is None else str(folder)
     store = open_store(out, sweep.name)
     uri = tracking.tracking_uri(out)
     tracking.check(uri, sweep.name)
@@ -75,9 +75,7 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
         plan = planning.make(sweep, dataset, store, slots)
         if plan.work:
             planning.check_backbones(plan)
-        if _write_plan(store, plan, dataset) or plan.work:
-            # An older report must not pass for this run's, should the run end before its own is written.
-            store.remove("report/index.html")
+        _write_plan(store, plan, dataset)
         failures: dict[str, str] = {}
         is_logged = True
         if plan.work:
@@ -91,8 +89,8 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
         if not store.fs.exists(store.path("report/index.html")):
             report.build(out, sweep.name)
         if is_logged:
-            is_logged = _log(plan, store, results, out, uri, failures, console)
-        _summarise(plan, store, out, failures, console)
+            is_logged = _log(plan, results, out, uri, failures, console)
+        _summarise(plan, out, failures, console)
         if not is_logged:
             console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
     return 1 if failures else 0
@@ -109,15 +107,17 @@ def check_writable(store: Store, out: str) -> None:
         raise InputError(f"--out {out}: cannot be written ({reason}); give another folder") from error
 
 
-def _write_plan(store: Store, plan: Plan, dataset: "Dataset") -> bool:
-    """Write what this run covers. Returns whether that differs from the last run's."""
+def _write_plan(store: Store, plan: Plan, dataset: "Dataset") -> None:
+    """Write what this run covers, unless it is all done and the same as the last run's."""
     resolved = yaml.safe_dump(plan.sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
-    if store.read("sweep.yaml") == resolved and store.read_json("plan.json") == plan.record():
-        return False
+    is_same = store.read("sweep.yaml") == resolved and store.read_json("plan.json") == plan.record()
+    if is_same and not plan.work:
+        return
+    # First of all: an older report must not pass for this run's, should the run end before its own is written.
+    store.remove("report/index.html")
     store.write("sweep.yaml", resolved)
     store.write_json("plan.json", plan.record())
     store.write_table("samples/images.parquet", _sample_images(plan, dataset))
-    return True
 
 
 def _sample_images(plan: Plan, dataset: "Dataset") -> pa.Table:
@@ -202,9 +202,7 @@ class _Follow(tune.Callback):
                 self.tracker.trial(written)
 
 
-def _log(
-    plan: Plan, store: Store, results: Results, out: str, uri: str, failures: Mapping[str, str], console: Console
-) -> bool:
+def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str, str], console: Console) -> bool:
     """Bring MLflow up to date with the store. Returns False when it is away."""
     means: dict[str, dict[str, float | None]] = defaultdict(dict)
     table = trial_means(results)
@@ -217,7 +215,7 @@ def _log(
             plan.sweep.name,
             results.records.values(),
             means,
-            store.path("report"),
+            f"{out}/{plan.sweep.name}/report",
             plan.sweep.model_dump(mode="json"),
             status="FAILED" if failures else "FINISHED",
         )
@@ -227,14 +225,14 @@ def _log(
     return True
 
 
-def _summarise(plan: Plan, store: Store, out: str, failures: Mapping[str, str], console: Console) -> None:
+def _summarise(plan: Plan, out: str, failures: Mapping[str, str], console: Console) -> None:
     """Print the table, what failed, and where everything is."""
     console.print(report.summary_table(out, plan.sweep.name))
     for trial, reason in failures.items():
         console.print(f"failed  {plan.trials[trial].label} ({trial}): {reason}", style="red")
     for what, where in (
-        ("report", store.path("report/index.html")),
-        ("scores", store.path("scores")),
+        ("report", f"{out}/{plan.sweep.name}/report/index.html"),
+        ("scores", f"{out}/{plan.sweep.name}/scores"),
         ("MLflow", tracking.ui_command(out)),
     ):
         console.print(f"{what:8}{where}", soft_wrap=True)
