@@ -60,24 +60,34 @@ class Checkpoint:
             normalise=corrected and self.readout == "linear_probe",
             temperature=self.temperature if corrected else 1.0,
         )
-        return ExplainedNetwork(self.backbone, readout).eval()
+        return ExplainedNetwork(self.backbone, readout, self.prototypes).eval()
 
 
 class ExplainedNetwork(nn.Module):
-    """A backbone and its read-out: normalised images (N, 3, S, S) to class scores (N, K)."""
+    """A backbone and its read-out: normalised images (N, 3, S, S) to class scores (N, K).
 
-    def __init__(self, backbone: nn.Module, readout: ReadOut) -> None:
+    ``prototypes`` (K, d) are unit vectors in the space of `embed`.
+    """
+
+    prototypes: Tensor
+
+    def __init__(self, backbone: nn.Module, readout: ReadOut, prototypes: Tensor) -> None:
         super().__init__()
         self.backbone = backbone
         self.readout = readout
+        self.register_buffer("prototypes", prototypes)
 
     @property
     def cam_layer(self) -> nn.Module:
         """The module whose output feeds the global pooling: where class activation maps are taken."""
         return backbones.cam_layer(self.backbone)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """The features (N, d) that the read-out reads."""
+        return self.backbone(images)
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.readout(self.backbone(images))
+        return self.readout(self.embed(images))
 
 
 def to_files(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Protocol = Literal["corrected", "published"]
 PROTOCOLS: tuple[Protocol, ...] = ("corrected", "published")
+
+REFERENCE = 8  # images of a class
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCORES = pa.schema([("image", pa.int32()), ("method", _NAME), ("metric", _NAME), ("value", pa.float32())])
@@ -87,9 +89,7 @@ def evaluate(
             predicted = []
             for start, indices, batch in _batches(checkpoint, protocol, dataset, first, last, own, device, batch_size):
                 in_sample = indices[: max(0, sample - start)]
-                found = attribution.explain_many(
-                    batch.model, batch.images, batch.targets, _methods(own), passed=batch.passed
-                )
+                found = attribution.explain_many(batch, _methods(own))
                 predicted.append(_prediction_rows(indices, dataset.test_labels[indices], batch))
                 maps += [_map_rows(indices if save_maps else in_sample, *item) for item in found.items()]
                 for pair, result in metrics.score_many(batch, found, own).items():
@@ -117,7 +117,7 @@ def cells(
             if method.parameters["protocol"] != metric.parameters["protocol"]:
                 continue
             cell = Cell(method.spec, metric.spec)
-            if "class" in metric.entry.needs and not method.entry.class_discriminative:
+            if "class" in metric.entry.needs and not attribution.explains_class(method.spec):
                 refused.append((cell, f"{method.spec} explains no class, so there is none to contrast"))
             elif "masks" in metric.entry.needs and not has_masks:
                 refused.append((cell, f"{metric.spec} needs masks of the objects, which the dataset does not have"))
@@ -152,7 +152,9 @@ def forward_passes(cells: Sequence[Cell], image_size: int) -> int:
     for protocol in PROTOCOLS:
         own = [cell for cell in cells if protocol_of(cell) == protocol]
         if own:
-            total += 1 + attribution.cost(_methods(own), shared=True) + metrics.cost(own, image_size)
+            methods = _methods(own)
+            total += attribution.shared_passes(methods) + attribution.cost(methods, image_size, shared=True)
+            total += metrics.cost(own, image_size)
     return total
 
 
@@ -165,7 +167,7 @@ def _batches(
     own: Sequence[Cell],
     device: torch.device,
     batch_size: int | None,
-) -> Iterator[tuple[int, np.ndarray, metrics.Batch]]:
+) -> Iterator[tuple[int, np.ndarray, attribution.Batch]]:
     """The images of the ranks, batch by batch: the first rank, the test indices, and what scoring them takes.
 
     The forward pass that serves all methods tells the class to explain, the predicted one.
@@ -177,27 +179,39 @@ def _batches(
     # What is drawn depends on the dataset, not on the trial: all objectives meet the same noise and foils.
     seed = int.from_bytes(hashlib.sha256(dataset.fingerprint.encode()).digest()[:8], "big")
     mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
+
+    def normalised(images: np.ndarray) -> Tensor:
+        return (torch.tensor(images).to(device).float() / 255 - mean) / std
+
+    chosen = reference_images(dataset)
+    reference, reference_labels = normalised(dataset.train_images[chosen]), torch.tensor(dataset.train_labels[chosen])
+    kept: dict[str, Any] = {}
     size = batch_size or _default_batch_size(dataset.test_images.shape[-2] * dataset.test_images.shape[-1], device)
     for start in range(first, last + 1, size):
         indices = dataset.evaluation_order[start : min(start + size, last + 1)]
-        images = (torch.tensor(dataset.test_images[indices]).to(device).float() / 255 - mean) / std
+        images = normalised(dataset.test_images[indices])
         masks = None if dataset.test_masks is None else torch.tensor(dataset.test_masks[indices]).to(device)
-        passed = attribution.shared_forward(network, images, _methods(own))
-        yield (
-            start,
-            indices,
-            metrics.Batch(
-                network,
-                images,
-                targets=passed.scores.argmax(1),
-                mean=mean,
-                std=std,
-                seed=seed,
-                image_ids=indices.tolist(),
-                masks=masks,
-                passed=passed,
-            ),
+        batch = attribution.Batch(
+            network,
+            images,
+            targets=torch.zeros(len(indices), dtype=torch.int64, device=device),
+            mean=mean,
+            std=std,
+            seed=seed,
+            image_ids=indices.tolist(),
+            reference=reference,
+            reference_labels=reference_labels.to(device),
+            masks=masks,
+            kept=kept,
         )
+        passed = attribution.shared_forward(batch, _methods(own))
+        yield start, indices, batch.but(targets=passed["class_score"].scores.argmax(1), passed=passed)
+
+
+def reference_images(dataset: "Dataset") -> np.ndarray:
+    """Indices of the training images that methods and metrics compare with: the first `REFERENCE` of every class."""
+    labels = dataset.train_labels
+    return np.sort(np.concatenate([np.flatnonzero(labels == k)[:REFERENCE] for k in range(len(dataset.classes))]))
 
 
 def _default_batch_size(pixels: int, device: torch.device) -> int:
@@ -222,9 +236,8 @@ def _full_float32(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
 
 
-def _prediction_rows(images: np.ndarray, labels: np.ndarray, batch: metrics.Batch) -> pa.Table:
-    assert batch.passed is not None
-    confidence = batch.passed.scores.softmax(1).amax(1)
+def _prediction_rows(images: np.ndarray, labels: np.ndarray, batch: attribution.Batch) -> pa.Table:
+    confidence = batch.passed["class_score"].scores.softmax(1).amax(1)
     return _rows(PREDICTIONS, images, label=labels, prediction=_numpy(batch.targets), confidence=_numpy(confidence))
 
 

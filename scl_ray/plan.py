@@ -93,22 +93,26 @@ def make(sweep: Sweep, dataset: "Dataset", store: Store, slots: int) -> Plan:
 
 
 def check_backbones(plan: Plan) -> None:
-    """Raise InputError when a backbone cannot be explained by the plan's methods: its maps may be too small.
-
-    Each is built and explained once, untrained, by the methods that take only the shared passes.
-    """
+    """Raise InputError when a backbone, built here untrained, cannot be explained by one of the plan's methods."""
     import torch
 
     from scl_ray import attribution, backbones
+    from scl_ray.checkpoint import ExplainedNetwork
+    from scl_ray.readout import ReadOut
 
-    size = plan.dataset["image_size"]
-    methods = [method for method in {v.cell.method for v in plan.cells} if attribution.cost([method]) <= 3]
+    size, classes = plan.dataset["image_size"], len(plan.dataset["classes"])
+    methods = dict.fromkeys(v.cell.method for v in plan.cells)
     image, target = torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.int64)
+    reference, labels = torch.zeros(classes, 3, size, size), torch.arange(classes)
     for name in plan.sweep.grid.backbone:
         try:
             with torch.random.fork_rng(devices=[]):
                 backbone = backbones.build(name, size).eval()
-            attribution.explain_many(backbone, image, target, methods, layer=backbones.cam_layer(backbone))
+                weight = torch.randn(classes, backbones.feature_size(backbone, size))
+            readout = ReadOut(weight, torch.zeros(classes), normalise=True)
+            network = ExplainedNetwork(backbone, readout, weight).eval()
+            batch = attribution.Batch(network, image, target, reference=reference, reference_labels=labels)
+            attribution.check(batch, methods)
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"grid.backbone: {name} cannot be explained at {size}x{size} pixels ({reason}); change "

@@ -1,85 +1,36 @@
 """Attribution: which pixels a class score rests on, as one map per image."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scl_ray.attribution import registry
-from scl_ray.attribution.cam import eigen_cam, grad_cam
-from scl_ray.attribution.gradients import input_x_gradient, integrated_gradients, saliency
-from scl_ray.attribution.layers import cam_layer
+from scl_ray.attribution import cam, gradients, registry
+from scl_ray.attribution.batch import Batch
+from scl_ray.attribution.method import Method
 from scl_ray.attribution.passes import Forward, Gradients, backward, forward
-from scl_ray.attribution.registry import PROTOCOL, Parameter, Resolved, positive_integer
+from scl_ray.attribution.question import CLASSLESS, TARGETS, Question, ask, layer_of
+from scl_ray.attribution.registry import Resolved
 
-__all__ = ["METHODS", "Method", "cost", "explain", "explain_many", "resolve", "shared_forward"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """An attribution method.
-
-    function: called as ``function(forward, gradients, **parameters)`` when it *needs* something of the batch's shared
-      passes ("activations", "activation_gradients", "input_gradients"), else as
-      ``function(model, images, targets, **parameters)``; gives maps (N,H,W).
-    class_discriminative: whether the map depends on the class that is explained.
-    version: raised when the definition changes, so that stored scores are computed again.
-    cost: forward passes an image takes beyond the shared ones, a backward counting two, by the parameters.
-    """
-
-    function: Callable[..., Tensor]
-    class_discriminative: bool
-    citation: str
-    needs: frozenset[str] = frozenset()
-    parameters: Mapping[str, Parameter] = field(default_factory=lambda: {"protocol": PROTOCOL})
-    version: int = 1
-    cost: Callable[[Mapping[str, Any]], int] = lambda parameters: 0
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return registry.defaults(self)
+__all__ = [
+    "METHODS", "TARGETS", "Batch", "Method", "Question", "ask", "cost", "explain", "explain_many", "explains_class",
+    "resolve", "shared_forward", "shared_passes",
+]  # fmt: skip
 
 
-METHODS: dict[str, Method] = {
-    "grad_cam": Method(
-        grad_cam,
-        class_discriminative=True,
-        needs=frozenset({"activations", "activation_gradients"}),
-        citation="Selvaraju et al., ICCV 2017",
-    ),
-    "eigen_cam": Method(
-        eigen_cam,
-        class_discriminative=False,
-        needs=frozenset({"activations"}),
-        citation="Muhammad & Yeasin, IJCNN 2020",
-    ),
-    "saliency": Method(
-        saliency,
-        class_discriminative=True,
-        needs=frozenset({"input_gradients"}),
-        citation="Simonyan et al., ICLR workshop 2014",
-    ),
-    "input_x_gradient": Method(
-        input_x_gradient,
-        class_discriminative=True,
-        needs=frozenset({"input_gradients"}),
-        citation="Shrikumar et al., arXiv 1605.01713, 2016",
-    ),
-    "integrated_gradients": Method(
-        integrated_gradients,
-        class_discriminative=True,
-        parameters={"protocol": PROTOCOL, "steps": positive_integer(50)},
-        citation="Sundararajan et al., ICML 2017",
-        cost=lambda parameters: 3 * int(parameters["steps"]),
-    ),
-}
+METHODS: dict[str, Method] = {**cam.METHODS, **gradients.METHODS}
 
 
 def resolve(spec: str, **parameters: Any) -> Resolved[Method]:
     """The method that *spec* names, built in or ``module:callable``. Raises ValueError in one sentence."""
     return registry.resolve(spec, METHODS, "method", _user_method, parameters)
+
+
+def explains_class(spec: str) -> bool:
+    """Whether the maps of *spec* depend on the class that is explained."""
+    entry, parameters = resolve(spec)[1:]
+    return entry.class_discriminative and parameters.get("target") not in CLASSLESS
 
 
 def explain(
@@ -94,6 +45,7 @@ def explain(
     seed: int = 0,
     image_ids: Sequence[int] | Tensor | None = None,
     reference: Tensor | None = None,
+    reference_labels: Tensor | None = None,
     **parameters: Any,
 ) -> Tensor:
     """Attribution maps (N,H,W) float32 of the class scores *targets* (N,) int64 on *images* (N,C,H,W).
@@ -102,74 +54,116 @@ def explain(
     method: a name of `METHODS`, a spec as ``integrated_gradients[steps=20]``, or ``module:callable``, a function
       ``(model, images, targets, **parameters)`` that gives (N,H,W).
     layer: what CAMs explain; by default the last block whose output feeds the global pooling.
-    mean, std, seed, image_ids, reference: the pixel space, the seed, the images' identities and a fixed set of other
-      images, for methods that draw noise or need other images; those built in now do neither.
+    mean, std: per channel, the pixel space for noise and clamping; without them images are taken as already in [0,1].
+    seed, image_ids: with the method's spec they decide what is drawn for an image; the ids default to 0..N-1.
+    reference, reference_labels: a fixed set of other images (M,C,H,W) and their classes (M,), for methods that need
+      some; without labels they are of the classes that the model predicts.
 
     CAMs lie in [0,1] and are all zero where nothing is positive; the others keep their scale and sign. Raises
     ValueError for an unknown method or parameter, and for a network that the method cannot explain.
     """
     spec = resolve(method, **parameters).spec
-    return explain_many(model, images, targets, [spec], layer=layer)[spec]
+    batch = Batch(model, images, targets, layer, mean, std, seed, image_ids, reference, reference_labels)
+    return explain_many(batch, [spec])[spec]
 
 
-def explain_many(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    methods: Sequence[str],
-    *,
-    layer: nn.Module | None = None,
-    passed: Forward | None = None,
-) -> dict[str, Tensor]:
-    """The maps of several methods, as `explain` gives them, by spec: from one forward and one backward pass.
+def explain_many(batch: Batch, methods: Iterable[str]) -> dict[str, Tensor]:
+    """The maps of several methods, as `explain` gives them, by spec.
 
-    passed: a forward pass of these images prepared for these methods by `shared_forward`, to be used again.
+    From one forward and one backward pass for each target, beside what single methods take.
+    """
+    specs = list(methods)
+    return {spec: maps for group in _by_target(specs).values() for spec, maps in _explained(batch, group)}
+
+
+def _explained(batch: Batch, group: Mapping[str, Resolved[Method]]) -> Iterator[tuple[str, Tensor]]:
+    """The maps of methods that answer the same question."""
+    if batch.model.training:
+        raise ValueError("the model is in training mode, where batch-norm mixes images; call model.eval() first")
+    target = next(iter(group.values())).parameters.get("target", "class_score")
+    needs = _needs(group.values())
+    passed, gradients = batch.passed.get(target), Gradients(None, None)
+    if needs and passed is None:
+        passed = _forward(batch, target, needs)
+    question = ask(batch, target, passed)
+    if passed is not None and needs & {"activation_gradients", "input_gradients"}:
+        gradients = backward(passed, question.weights)
+    for spec, part in group.items():
+        inputs = (passed, gradients) if part.entry.needs else (question, spec)
+        parameters = {key: value for key, value in part.parameters.items() if key != "target"}
+        maps = part.entry.function(*inputs, **parameters).detach().float()
+        if maps.shape != (len(batch.images), *batch.images.shape[2:]):
+            raise ValueError(f"{spec} gave maps of shape {tuple(maps.shape)}, not one (H,W) map an image")
+        yield spec, maps
+
+
+def shared_forward(batch: Batch, methods: Iterable[str]) -> dict[str, Forward]:
+    """Forward passes that keep what *methods* need, for any class, by target: for `Batch.passed`.
+
+    ``class_score`` is always among them: the class scores come with it.
+    """
+    return {target: _forward(batch, target, needs) for target, needs in _shared(methods).items()}
+
+
+def _forward(batch: Batch, target: str, needs: frozenset[str]) -> Forward:
+    layer = layer_of(batch) if "activations" in needs else None
+    return forward(TARGETS[target].network(batch), batch.images, layer, to_input="input_gradients" in needs)
+
+
+def shared_passes(methods: Iterable[str]) -> int:
+    """Forward passes that `shared_forward` takes."""
+    return len(_shared(methods))
+
+
+def cost(methods: Iterable[str], image_size: int, *, shared: bool = False) -> int:
+    """Forward passes that explaining one image of *image_size* squared by all of *methods* takes.
+
+    A backward to the input counts two; one that stops at the CAM layer costs next to nothing. *shared*: what
+    `shared_forward` gives is there already.
+    """
+    passes = 0
+    for group in _by_target(methods).values():
+        needs = _needs(group.values())
+        passes += int(bool(needs) and not shared) + 2 * ("input_gradients" in needs)
+        passes += sum(part.entry.cost(part.parameters, image_size) for part in group.values())
+    return passes
+
+
+def check(batch: Batch, methods: Iterable[str]) -> None:
+    """Raise ValueError, in one sentence, when the model is one that a method cannot explain.
+
+    *batch* holds one image, which is explained by the methods that take only the shared passes; the others say by
+    themselves whether they can.
     """
     resolved = {spec: resolve(spec) for spec in methods}
-    needs = frozenset().union(*(part.entry.needs for part in resolved.values()))
-    if passed is None and needs:
-        passed = shared_forward(model, images, methods, layer=layer)
-    gradients = Gradients(None, None)
-    if passed is not None and needs & {"activation_gradients", "input_gradients"}:
-        gradients = backward(passed, targets)
-    maps = {}
-    for spec, part in resolved.items():
-        inputs = (passed, gradients) if part.entry.needs else (model, images, targets)
-        found = part.entry.function(*inputs, **part.parameters).detach().float()
-        if found.shape != (len(images), *images.shape[2:]):
-            raise ValueError(f"{spec} gave maps of shape {tuple(found.shape)}, not one (H,W) map an image")
-        maps[spec] = found
-    return maps
+    explain_many(batch, [spec for spec, part in resolved.items() if part.entry.needs])
+    for part in resolved.values():
+        if part.entry.serves is not None:
+            part.entry.serves(ask(batch, part.parameters.get("target", "class_score")))
 
 
-def shared_forward(
-    model: nn.Module, images: Tensor, methods: Sequence[str], *, layer: nn.Module | None = None
-) -> Forward:
-    """One forward pass that keeps what the given methods need, for any class: class scores come with it."""
-    needs = frozenset().union(*(resolve(spec).entry.needs for spec in methods))
-    if "activations" not in needs:
-        layer = None
-    elif layer is None:
-        layer = cam_layer(model, images[:1])
-    return forward(model, images, layer, to_input="input_gradients" in needs)
+def _shared(methods: Iterable[str]) -> dict[str, frozenset[str]]:
+    """What the shared forward pass of each target must keep; class scores are always wanted."""
+    needs = {target: _needs(group.values()) for target, group in _by_target(methods).items()}
+    return {"class_score": frozenset(), **{target: needed for target, needed in needs.items() if needed}}
 
 
-def cost(methods: Sequence[str], *, shared: bool = False) -> int:
-    """Forward passes that explaining one image by all of *methods* takes.
+def _by_target(methods: Iterable[str]) -> dict[str, dict[str, Resolved[Method]]]:
+    groups: dict[str, dict[str, Resolved[Method]]] = {}
+    for part in map(resolve, methods):
+        groups.setdefault(part.parameters.get("target", "class_score"), {})[part.spec] = part
+    return groups
 
-    A backward to the input counts two; one that stops at the CAM layer costs next to nothing. *shared*: the forward
-    pass is there already.
-    """
-    resolved = [resolve(spec) for spec in methods]
-    needs = frozenset().union(*(part.entry.needs for part in resolved))
-    passes = int(bool(needs) and not shared) + 2 * ("input_gradients" in needs)
-    return passes + sum(part.entry.cost(part.parameters) for part in resolved)
+
+def _needs(parts: Iterable[Resolved[Method]]) -> frozenset[str]:
+    return frozenset().union(*(part.entry.needs for part in parts))
 
 
 def _user_method(function: Callable[..., Tensor]) -> Method:
-    def call(model: nn.Module, images: Tensor, targets: Tensor, **parameters: Any) -> Tensor:
+    def call(question: Question, spec: str, **parameters: Any) -> Tensor:
+        batch = question.batch
         with torch.enable_grad():
-            return function(model, images, targets, **registry.accepted(function, parameters))
+            return function(batch.model, batch.images, batch.targets, **registry.accepted(function, parameters))
 
     parameters = registry.parameters_of(function, given=3)
     return Method(call, class_discriminative=True, citation="the user's own", parameters=parameters)

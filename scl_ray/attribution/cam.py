@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from scl_ray.attribution.method import Method
 from scl_ray.attribution.passes import Forward, Gradients
+from scl_ray.attribution.registry import PROTOCOL
 
 
 def grad_cam(passed: Forward, gradients: Gradients, *, protocol: str) -> Tensor:
@@ -84,3 +86,20 @@ def unit_range(maps: Tensor) -> Tensor:
     # A range within float32's rounding of the values is no range.
     varies = high - low > 1e-6 * torch.maximum(high.abs(), low.abs())
     return torch.where(varies, (maps - low) / torch.where(varies, high - low, 1), 0)
+
+
+METHODS = {
+    "grad_cam": Method(
+        grad_cam,
+        class_discriminative=True,
+        needs=frozenset({"activations", "activation_gradients"}),
+        citation="Selvaraju et al., ICCV 2017",
+    ),
+    "eigen_cam": Method(
+        eigen_cam,
+        class_discriminative=False,
+        needs=frozenset({"activations"}),
+        parameters={"protocol": PROTOCOL},
+        citation="Muhammad & Yeasin, IJCNN 2020",
+    ),
+}

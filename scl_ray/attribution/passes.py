@@ -13,7 +13,7 @@ class Forward(NamedTuple):
     """A forward pass with its graph: one is enough for any number of classes to explain.
 
     images: (N,C,H,W), requiring gradients where input gradients are wanted.
-    scores: (N,K) class scores.
+    scores: (N,K), the network's outputs: class scores, where these are explained.
     activations: (N,c,h,w), the output of the CAM layer; None where no layer was asked for.
     """
 
@@ -23,7 +23,7 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of each image's class score; None where the forward pass did not prepare for them.
+    """Gradients of each image's score; None where the forward pass did not prepare for them.
 
     activations: (N,c,h,w), with respect to the CAM layer's output. images: (N,C,H,W), with respect to the image.
     """
@@ -63,12 +63,11 @@ def forward(model: nn.Module, images: Tensor, layer: nn.Module | None = None, *,
     return Forward(images, scores, kept[0] if kept else None)
 
 
-def backward(passed: Forward, targets: Tensor) -> Gradients:
-    """Gradients of the scores of *targets* (N,) int64, in one backward pass that leaves the graph in place."""
+def backward(passed: Forward, weights: Tensor) -> Gradients:
+    """Gradients of the outputs times *weights* (N,K), summed, in one backward pass that leaves the graph in place."""
     sources = [t for t in (passed.activations, passed.images) if t is not None and t.requires_grad]
     # Images do not mix in evaluation mode, so the gradient of the sum holds each image's own.
-    selected = passed.scores.gather(1, targets[:, None]).sum()
-    found = torch.autograd.grad(selected, sources, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad((passed.scores * weights).sum(), sources, retain_graph=True, allow_unused=True)
     if any(gradient is None for gradient in found):
         raise ValueError("the class scores do not depend on the CAM layer, so it cannot explain them")
     gradients = dict(zip(map(id, sources), found, strict=True))

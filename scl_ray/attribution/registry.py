@@ -59,6 +59,12 @@ def positive_number(default: float) -> Parameter:
 # "published" is the study as its authors ran it, "corrected" the same without what makes it fragile.
 PROTOCOL = one_of("corrected", "published")
 
+# What is explained: a name of `scl_ray.attribution.TARGETS`.
+TARGET = one_of("class_score", "prototype", "label_free", "corpus")
+
+# Of passes without gradients, the only ones that are worth less than float32.
+PRECISION = one_of("float32", "bfloat16")
+
 
 def resolve(
     spec: str,

@@ -1,54 +1,21 @@
 """Metrics: how good an attribution map is, as one number per image."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from scl_ray import attribution
-from scl_ray.attribution import registry
-from scl_ray.attribution.registry import PROTOCOL, Parameter, Resolved, one_of, positive_integer, positive_number
+from scl_ray.attribution import Batch, registry
+from scl_ray.attribution.registry import Resolved
 from scl_ray.metrics import complexity, flipping, localisation, ssim
-from scl_ray.metrics.batch import Batch
+from scl_ray.metrics.metric import Metric
 from scl_ray.metrics.undefined import undefined
 
 __all__ = ["METRICS", "Batch", "Metric", "Scores", "cost", "resolve", "score", "score_many"]
 
 Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric of attribution maps.
-
-    function: ``function(batch, maps, passed, **parameters)`` gives the values (N,), where *passed* is what `passes`
-      gave for the method, or None.
-    passes: the part that runs the network, ``passes(batch, {method: maps}, spec, **parameters)`` for all methods at
-      once; metrics with the same passes and parameters share one run. cost: its forward passes an image,
-      ``cost(methods, image_size, parameters)``.
-    facet: what quality it measures. direction: "lower" or "higher" is better. range: of its values.
-    needs: "masks" of the objects, a "class" that the method explains, "re-explanation" by the same method.
-    curve: the field of *passed* that holds a value per step (N,steps), for metrics that sum up a curve.
-    version: raised when the definition changes, so that stored scores are computed again.
-    """
-
-    function: Callable[..., Tensor]
-    facet: str
-    direction: str
-    range: tuple[float, float]
-    citation: str
-    needs: frozenset[str] = frozenset()
-    passes: Callable[..., Mapping[str, Any]] | None = None
-    cost: Callable[[list[str], int, Mapping[str, Any]], int] = lambda methods, image_size, parameters: 0
-    curve: str | None = None
-    parameters: Mapping[str, Parameter] = field(default_factory=lambda: {"protocol": PROTOCOL})
-    version: int = 1
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return registry.defaults(self)
 
 
 class Scores(NamedTuple):
@@ -58,88 +25,9 @@ class Scores(NamedTuple):
     curve: Tensor | None
 
 
-_INFINITY = float("inf")
-_FLIPPING = {
-    "protocol": PROTOCOL,
-    "features_per_step": positive_integer(None),
-    "baseline": one_of(*flipping.BASELINES),
-}
-
 METRICS: dict[str, Metric] = {
-    "pixel_flipping_auc": Metric(
-        flipping.pixel_flipping_auc,
-        passes=flipping.flip_pixels,
-        cost=flipping.flipping_cost,
-        curve="probability",
-        parameters=_FLIPPING,
-        facet="faithfulness",
-        direction="lower",
-        range=(0, 1),
-        citation="Bach et al., PLOS ONE 2015",
-    ),
-    "prediction_flip_auc": Metric(
-        flipping.prediction_flip_auc,
-        passes=flipping.flip_pixels,
-        cost=flipping.flipping_cost,
-        curve="kept",
-        parameters=_FLIPPING,
-        facet="faithfulness",
-        direction="lower",
-        range=(0, 1),
-        citation="after Bach et al., PLOS ONE 2015",
-    ),
-    "ssim_continuity": Metric(
-        ssim.similarity_of_maps,
-        passes=ssim.explain_noisy,
-        cost=ssim.noisy_cost,
-        needs=frozenset({"re-explanation"}),
-        parameters={"protocol": PROTOCOL, "noise": positive_number(0.02)},
-        facet="continuity",
-        direction="higher",
-        range=(-1, 1),
-        citation="Arrighi et al., XAI 2026; SSIM: Wang et al., IEEE TIP 2004",
-    ),
-    "ssim_contrastivity": Metric(
-        ssim.similarity_of_maps,
-        passes=ssim.explain_other_class,
-        cost=ssim.other_class_cost,
-        needs=frozenset({"class", "re-explanation"}),
-        facet="contrastivity",
-        direction="lower",
-        range=(-1, 1),
-        citation="Arrighi et al., XAI 2026; SSIM: Wang et al., IEEE TIP 2004",
-    ),
-    "complexity": Metric(
-        complexity.complexity,
-        facet="complexity",
-        direction="lower",
-        range=(0, _INFINITY),
-        citation="Bhatt et al., IJCAI 2020",
-    ),
-    "sparseness": Metric(
-        complexity.sparseness,
-        facet="sparseness",
-        direction="higher",
-        range=(0, 1),
-        citation="Chalasani et al., ICML 2020",
-    ),
-    "pointing_game": Metric(
-        localisation.pointing_game,
-        needs=frozenset({"masks"}),
-        facet="coherence",
-        direction="higher",
-        range=(0, 1),
-        citation="Zhang et al., IJCV 2018",
-    ),
-    "attribution_localisation": Metric(
-        localisation.attribution_localisation,
-        needs=frozenset({"masks"}),
-        facet="coherence",
-        direction="higher",
-        range=(0, 1),
-        citation="Kohlbrenner et al., IJCNN 2020",
-    ),
-}
+    **flipping.METRICS, **ssim.METRICS, **complexity.METRICS, **localisation.METRICS
+}  # fmt: skip
 
 
 def resolve(spec: str, **parameters: Any) -> Resolved[Metric]:
@@ -162,6 +50,7 @@ def score(
     seed: int = 0,
     image_ids: Sequence[int] | Tensor | None = None,
     reference: Tensor | None = None,
+    reference_labels: Tensor | None = None,
     **parameters: Any,
 ) -> Tensor:
     """The values (N,) float32 of *metric* for the attribution *maps* (N,H,W) of *images*; nan where undefined.
@@ -173,7 +62,7 @@ def score(
     masks: (N,H,W) bool, true on the object, for the localisation metrics.
     mean, std: per channel, the pixel space for noise and clamping; without them images are taken as already in [0,1].
     seed, image_ids: with the metric's spec they decide what is drawn for an image; the ids default to 0..N-1.
-    reference: a fixed set of other images; no metric built in needs it.
+    reference, reference_labels: a fixed set of other images and their classes, for metrics that need some.
 
     Probabilities are the model's own. Raises ValueError when the metric lacks something it needs.
     """
@@ -182,7 +71,9 @@ def score(
         raise ValueError(f"{resolved.spec} explains again: give the method that made the maps")
     # A metric that does not explain again takes maps of any origin, so they need no name.
     name = attribution.resolve(method).spec if method is not None else "given maps"
-    batch = Batch(model, images, targets, layer, mean, std, seed, image_ids, reference, masks)
+    batch = Batch(
+        model, images, targets, layer, mean, std, seed, image_ids, reference, reference_labels, masks
+    )  # fmt: skip
     return score_many(batch, {name: maps}, [(name, resolved.spec)])[name, resolved.spec].values
 
 
@@ -231,8 +122,7 @@ def _values(batch: Batch, maps: Tensor, passed: Any, metric: Resolved[Metric]) -
     values = metric.entry.function(batch, maps, passed, **metric.parameters).detach().float()
     if values.shape != (len(maps),):
         raise ValueError(f"{metric.spec} gave values of shape {tuple(values.shape)}, not one an image")
-    name = metric.spec.partition("[")[0]
-    nothing, nan = undefined(name, batch, maps, passed, values), float("nan")
+    nothing, nan = undefined(metric.entry.undefined, batch, maps, passed, values), float("nan")
     curve = None
     if metric.entry.curve is not None:
         curve = getattr(passed, metric.entry.curve).masked_fill(nothing[:, None], nan)
@@ -245,7 +135,9 @@ def _check(batch: Batch, method: str, maps: Tensor, metric: Resolved[Metric]) ->
         raise ValueError(f"maps have shape {tuple(maps.shape)}, not {shape}, one (H,W) map an image")
     if "masks" in metric.entry.needs and (batch.masks is None or batch.masks.shape != shape):
         raise ValueError(f"{metric.spec} needs masks of shape {shape}, true on the object")
-    if "class" in metric.entry.needs and not attribution.resolve(method).entry.class_discriminative:
+    if "reference" in metric.entry.needs and batch.reference is None:
+        raise ValueError(f"{metric.spec} needs reference images; give reference=, a tensor (M,C,H,W)")
+    if "class" in metric.entry.needs and not attribution.explains_class(method):
         raise ValueError(f"{metric.spec} contrasts classes, and {method} explains none")
 
 
@@ -263,7 +155,8 @@ def _user_metric(function: Callable[..., Tensor]) -> Metric:
         call,
         facet="user",
         direction=getattr(function, "direction", "higher"),
-        range=(-_INFINITY, _INFINITY),
+        range=(-float("inf"), float("inf")),
+        undefined=(),
         parameters=registry.parameters_of(function, given=4),
         citation="the user's own",
     )

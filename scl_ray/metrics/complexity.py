@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scl_ray.metrics.batch import Batch
+from scl_ray.attribution import Batch
+from scl_ray.metrics.metric import Metric
 
 
 def complexity(batch: Batch, maps: Tensor, passed: None, **parameters: Any) -> Tensor:
@@ -26,3 +27,21 @@ def sparseness(batch: Batch, maps: Tensor, passed: None, **parameters: Any) -> T
     size = magnitudes.shape[1]
     ranks = torch.arange(1, size + 1, device=maps.device, dtype=torch.float64)
     return ((2 * ranks - size - 1) * magnitudes).sum(1) / (size * magnitudes.sum(1))
+
+
+METRICS = {
+    "complexity": Metric(
+        complexity,
+        facet="complexity",
+        direction="lower",
+        range=(0, float("inf")),
+        citation="Bhatt et al., IJCAI 2020",
+    ),
+    "sparseness": Metric(
+        sparseness,
+        facet="sparseness",
+        direction="higher",
+        range=(0, 1),
+        citation="Chalasani et al., ICML 2020",
+    ),
+}

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scl_ray.attribution.passes import FULL_BATCH
-from scl_ray.metrics.batch import Batch
+from scl_ray.attribution import Batch
+from scl_ray.attribution.registry import PROTOCOL, one_of, positive_integer
+from scl_ray.metrics.metric import Metric
 
 BASELINES: dict[str, Callable[..., Tensor]] = {"minimum": torch.amin, "mean": torch.mean}
 
@@ -36,7 +37,7 @@ def flip_pixels(
     """
     size, step_pixels, steps = _steps(batch.images.shape[-2:], features_per_step)
     baselines = BASELINES[baseline](batch.images, dim=(1, 2, 3)).view(-1, 1, 1, 1, 1)
-    together = max(1, FULL_BATCH // len(batch.images))
+    together = max(1, batch.at_once // len(batch.images))
     flipped = {}
     for method, attribution in maps.items():
         order = most_important_first(attribution, protocol)
@@ -101,3 +102,35 @@ def _steps(shape: tuple[int, ...], features_per_step: int | None) -> tuple[int, 
     if steps < 2:
         raise ValueError(f"features_per_step={step_pixels} flips all {height * width} pixels at once; take fewer")
     return height * width, step_pixels, steps
+
+
+_PARAMETERS = {
+    "protocol": PROTOCOL,
+    "features_per_step": positive_integer(None),
+    "baseline": one_of(*BASELINES),
+}
+
+METRICS = {
+    "pixel_flipping_auc": Metric(
+        pixel_flipping_auc,
+        passes=flip_pixels,
+        cost=flipping_cost,
+        curve="probability",
+        parameters=_PARAMETERS,
+        facet="faithfulness",
+        direction="lower",
+        range=(0, 1),
+        citation="Bach et al., PLOS ONE 2015",
+    ),
+    "prediction_flip_auc": Metric(
+        prediction_flip_auc,
+        passes=flip_pixels,
+        cost=flipping_cost,
+        curve="kept",
+        parameters=_PARAMETERS,
+        facet="faithfulness",
+        direction="lower",
+        range=(0, 1),
+        citation="after Bach et al., PLOS ONE 2015",
+    ),
+}

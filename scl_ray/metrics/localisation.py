@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scl_ray.metrics.batch import Batch
+from scl_ray.attribution import Batch
 from scl_ray.metrics.flipping import most_important_first
+from scl_ray.metrics.metric import Metric
+from scl_ray.metrics.undefined import FLAT
 
 
 def pointing_game(batch: Batch, maps: Tensor, passed: None, *, protocol: str) -> Tensor:
@@ -32,3 +34,25 @@ def attribution_localisation(batch: Batch, maps: Tensor, passed: None, **paramet
     magnitudes = maps.flatten(1).double().abs()
     inside = torch.where(batch.masks.flatten(1).bool(), magnitudes, 0).sum(1)
     return inside / magnitudes.sum(1)
+
+
+METRICS = {
+    "pointing_game": Metric(
+        pointing_game,
+        needs=frozenset({"masks"}),
+        undefined=(*FLAT, "empty mask"),
+        facet="coherence",
+        direction="higher",
+        range=(0, 1),
+        citation="Zhang et al., IJCV 2018",
+    ),
+    "attribution_localisation": Metric(
+        attribution_localisation,
+        needs=frozenset({"masks"}),
+        undefined=(*FLAT, "empty mask"),
+        facet="coherence",
+        direction="higher",
+        range=(0, 1),
+        citation="Kohlbrenner et al., IJCNN 2020",
+    ),
+}

@@ -6,14 +6,16 @@ Continuity changes the image (noise), contrastivity the class. Both explain agai
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from scl_ray import attribution
+from scl_ray.attribution import Batch
 from scl_ray.attribution.cam import unit_range
-from scl_ray.metrics.batch import Batch
+from scl_ray.attribution.registry import PROTOCOL, positive_number
+from scl_ray.metrics.metric import Metric
+from scl_ray.metrics.undefined import CHANGED, FLAT
 
 WINDOW = 7
 
@@ -49,26 +51,23 @@ def explain_noisy(
     ``corrected`` adds noise and clamps to [0,1] in pixel space. ``published`` does both in the normalised space, where
     the clamp cuts off every value below the data's mean.
     """
-    channels, height, width = batch.images.shape[1:]
-    drawn = [g.standard_normal((channels, height, width), dtype=np.float32) for g in batch.generators(spec)]
-    added = noise * torch.from_numpy(np.stack(drawn)).to(batch.images.device)
+    added = noise * batch.normal(spec, *batch.images.shape[1:])
     if protocol == "published":
         noisy = (batch.images + added).clamp(0, 1)
     else:
         noisy = batch.from_pixels((batch.to_pixels(batch.images) + added).clamp(0, 1))
-    return attribution.explain_many(batch.model, noisy, batch.targets, list(maps), layer=batch.layer)
+    return attribution.explain_many(batch.but(images=noisy), maps)
 
 
 def explain_other_class(batch: Batch, maps: Mapping[str, Tensor], spec: str, *, protocol: str) -> dict[str, Tensor]:
     """The maps of all methods for one random other class of each image."""
-    methods = list(maps)
-    passed = batch.passed or attribution.shared_forward(batch.model, batch.images, methods, layer=batch.layer)
-    classes = passed.scores.shape[1]
+    passed = batch.passed or attribution.shared_forward(batch, maps)
+    classes = passed["class_score"].scores.shape[1]
     if classes < 2:
         raise ValueError("contrastivity needs a network of at least two classes")
     offsets = torch.tensor([int(g.integers(1, classes)) for g in batch.generators(spec)])
     others = (batch.targets + offsets.to(batch.targets)) % classes
-    return attribution.explain_many(batch.model, batch.images, others, methods, layer=batch.layer, passed=passed)
+    return attribution.explain_many(batch.but(targets=others, passed=passed), maps)
 
 
 def similarity_of_maps(batch: Batch, maps: Tensor, changed: Tensor, **parameters: Any) -> Tensor:
@@ -81,9 +80,36 @@ def similarity_of_maps(batch: Batch, maps: Tensor, changed: Tensor, **parameters
 
 def noisy_cost(methods: list[str], image_size: int, parameters: Mapping[str, Any]) -> int:
     """Forward passes an image takes."""
-    return attribution.cost(methods)
+    return attribution.cost(methods, image_size)
 
 
 def other_class_cost(methods: list[str], image_size: int, parameters: Mapping[str, Any]) -> int:
     """Forward passes an image takes, beyond the one that is there."""
-    return attribution.cost(methods, shared=True)
+    return attribution.cost(methods, image_size, shared=True)
+
+
+METRICS = {
+    "ssim_continuity": Metric(
+        similarity_of_maps,
+        passes=explain_noisy,
+        cost=noisy_cost,
+        needs=frozenset({"re-explanation"}),
+        parameters={"protocol": PROTOCOL, "noise": positive_number(0.02)},
+        undefined=FLAT + CHANGED,
+        facet="continuity",
+        direction="higher",
+        range=(-1, 1),
+        citation="Arrighi et al., XAI 2026; SSIM: Wang et al., IEEE TIP 2004",
+    ),
+    "ssim_contrastivity": Metric(
+        similarity_of_maps,
+        passes=explain_other_class,
+        cost=other_class_cost,
+        needs=frozenset({"class", "re-explanation"}),
+        undefined=FLAT + CHANGED,
+        facet="contrastivity",
+        direction="lower",
+        range=(-1, 1),
+        citation="Arrighi et al., XAI 2026; SSIM: Wang et al., IEEE TIP 2004",
+    ),
+}

@@ -1,11 +1,11 @@
-"""When a metric has no value: one table, by metric and case."""
+"""When a metric has no value: the cases, and which of them hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from scl_ray.metrics.batch import Batch
+from scl_ray.attribution.batch import Batch
 
 
 def _zero(maps: Tensor) -> Tensor:
@@ -38,25 +38,14 @@ CASES: dict[str, Case] = {
     "empty mask": lambda batch, maps, changed: _empty_mask(batch),
 }
 
-_FLAT = ("zero map", "constant map", "infinite map")
-_CHANGED = ("zero changed map", "constant changed map", "infinite changed map")
-
 # A flat map ranks no pixel above another and cannot be scaled. An infinite result is undefined for every metric.
-UNDEFINED: dict[str, tuple[str, ...]] = {
-    "pixel_flipping_auc": _FLAT,
-    "prediction_flip_auc": _FLAT,
-    "ssim_continuity": _FLAT + _CHANGED,
-    "ssim_contrastivity": _FLAT + _CHANGED,
-    "complexity": _FLAT,
-    "sparseness": _FLAT,
-    "pointing_game": (*_FLAT, "empty mask"),
-    "attribution_localisation": (*_FLAT, "empty mask"),
-}
+FLAT = ("zero map", "constant map", "infinite map")
+CHANGED = ("zero changed map", "constant changed map", "infinite changed map")
 
 
-def undefined(metric: str, batch: Batch, maps: Tensor, passed: Any, values: Tensor) -> Tensor:
-    """Which of the *values* (N,) of *metric* mean nothing; (N,) bool. A metric of the user's own: infinite ones."""
+def undefined(cases: Sequence[str], batch: Batch, maps: Tensor, passed: Any, values: Tensor) -> Tensor:
+    """Which of a metric's *values* (N,) mean nothing, by its *cases*; (N,) bool."""
     found = ~values.isfinite()
-    for case in UNDEFINED.get(metric, ()):
+    for case in cases:
         found = found | CASES[case](batch, maps, passed)
     return found

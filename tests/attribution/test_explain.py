@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from scl_ray.attribution import METHODS, cost, explain, explain_many, resolve
+from scl_ray.attribution import METHODS, Batch, cost, explain, explain_many, resolve
 
 
 def test_every_method_explains_every_image(network, images, targets):
-    found = explain_many(network, images[:4], targets[:4], list(METHODS))
+    found = explain_many(Batch(network, images[:4], targets[:4]), list(METHODS))
     for method, maps in found.items():
         assert maps.shape == (4, 32, 32)
         assert maps.dtype == torch.float32
@@ -27,7 +27,7 @@ def test_explaining_leaves_the_network_as_it_was(network, images, targets):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.zero_grad()
     given = images[:4].clone()
-    explain_many(network, given, targets[:4], list(METHODS))
+    explain_many(Batch(network, given, targets[:4]), list(METHODS))
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.equal(given, images[:4])
@@ -86,7 +86,7 @@ def test_the_users_own_method(tmp_path, monkeypatch, network, images, targets):
 
 
 def test_cost_counts_shared_passes_once():
-    assert cost(["grad_cam", "eigen_cam"]) == 1
-    assert cost(["grad_cam", "saliency", "input_x_gradient"]) == 3
-    assert cost(["grad_cam", "saliency"], shared=True) == 2
-    assert cost(["grad_cam", "integrated_gradients[steps=10]"]) == 31
+    assert cost(["grad_cam", "eigen_cam"], 32) == 1
+    assert cost(["grad_cam", "saliency", "input_x_gradient"], 32) == 3
+    assert cost(["grad_cam", "saliency"], 32, shared=True) == 2
+    assert cost(["grad_cam", "integrated_gradients[steps=10]"], 32) == 31

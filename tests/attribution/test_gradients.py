@@ -1,7 +1,7 @@
 import captum.attr
 import torch
 
-from scl_ray.attribution import explain, explain_many
+from scl_ray.attribution import Batch, explain, explain_many
 from scl_ray.attribution.cam import unit_range
 
 
@@ -34,8 +34,8 @@ def test_integrated_gradients_add_up_to_the_score(network, images, targets):
 
 def test_maps_do_not_depend_on_the_batch(network, images, targets):
     methods = ["grad_cam", "eigen_cam", "saliency", "input_x_gradient", "integrated_gradients[steps=8]"]
-    together = explain_many(network, images, targets, methods)
-    backwards = explain_many(network, images.flip(0), targets.flip(0), methods)
+    together = explain_many(Batch(network, images, targets), methods)
+    backwards = explain_many(Batch(network, images.flip(0), targets.flip(0)), methods)
     for method in methods:
         alone = torch.cat([explain(network, images[i : i + 5], targets[i : i + 5], method) for i in range(0, 32, 5)])
         assert (unit_range(together[method]) - unit_range(alone)).abs().max() < 1e-5

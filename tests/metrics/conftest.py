@@ -6,7 +6,9 @@ from scl_ray import attribution
 
 @pytest.fixture(scope="session")
 def maps(network, images, targets):
-    return attribution.explain_many(network, images, targets, ["grad_cam", "eigen_cam", "saliency", "input_x_gradient"])
+    return attribution.explain_many(
+        attribution.Batch(network, images, targets), ["grad_cam", "eigen_cam", "saliency", "input_x_gradient"]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import quantus
 import torch
 from torch import nn
 
-from scl_ray.attribution import explain
-from scl_ray.metrics import Batch, score, score_many
+from scl_ray.attribution import Batch, explain
+from scl_ray.metrics import score, score_many
 from scl_ray.metrics.flipping import most_important_first
 
 

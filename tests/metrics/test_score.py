@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from scl_ray.attribution import METHODS
-from scl_ray.metrics import METRICS, Batch, cost, resolve, score, score_many
+from scl_ray.attribution import METHODS, Batch
+from scl_ray.metrics import METRICS, cost, resolve, score, score_many
 
 
 def test_what_the_registry_says_of_every_metric():

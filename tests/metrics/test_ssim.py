@@ -4,8 +4,8 @@ import torch
 from skimage.metrics import structural_similarity as skimage_ssim
 from torch import nn
 
-from scl_ray.attribution import explain
-from scl_ray.metrics import Batch, score
+from scl_ray.attribution import Batch, explain
+from scl_ray.metrics import score
 from scl_ray.metrics.ssim import explain_noisy, explain_other_class, structural_similarity
 
 NORMALISED = {"mean": (0.3, 0.3, 0.3), "std": (0.35, 0.35, 0.35)}

@@ -1,0 +1,46 @@
+"""What a metric of the registry is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from scl_ray.attribution import registry
+from scl_ray.attribution.registry import PROTOCOL, Parameter
+from scl_ray.metrics.undefined import FLAT
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of attribution maps.
+
+    function: ``function(batch, maps, passed, **parameters)`` gives the values (N,), where *passed* is what `passes`
+      gave for the method, or None.
+    passes: the part that runs the network, ``passes(batch, {method: maps}, spec, **parameters)`` for all methods at
+      once, where *spec* seeds what is drawn; metrics with the same passes and parameters share one run. cost: its
+      forward passes an image, ``cost(methods, image_size, parameters)``.
+    facet: what quality it measures. direction: "lower" or "higher" is better. range: of its values.
+    needs: "masks" of the objects, a "class" that the method explains, "re-explanation" by the same method, "reference"
+      images.
+    undefined: the cases of `scl_ray.metrics.undefined.CASES` in which it has no value.
+    curve: the field of *passed* that holds a value per step (N,steps), for metrics that sum up a curve.
+    version: raised when the definition changes, so that stored scores are computed again.
+    """
+
+    function: Callable[..., Tensor]
+    facet: str
+    direction: str
+    range: tuple[float, float]
+    citation: str
+    needs: frozenset[str] = frozenset()
+    passes: Callable[..., Mapping[str, Any]] | None = None
+    cost: Callable[[list[str], int, Mapping[str, Any]], int] = lambda methods, image_size, parameters: 0
+    undefined: tuple[str, ...] = FLAT
+    curve: str | None = None
+    parameters: Mapping[str, Parameter] = field(default_factory=lambda: {"protocol": PROTOCOL})
+    version: int = 1
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return registry.defaults(self)
