@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scl_ray.attribution import cam, gradients, registry
+from scl_ray.attribution import backpropagation, cam, controls, gradients, perturbation, registry, relevance
 from scl_ray.attribution.batch import Batch
 from scl_ray.attribution.method import Method
 from scl_ray.attribution.passes import Forward, Gradients, backward, forward
@@ -19,7 +19,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-METHODS: dict[str, Method] = {**cam.METHODS, **gradients.METHODS}
+METHODS: dict[str, Method] = {
+    **cam.METHODS, **gradients.METHODS, **backpropagation.METHODS, **relevance.METHODS, **perturbation.METHODS,
+    **controls.METHODS,
+}  # fmt: skip
 
 
 def resolve(spec: str, **parameters: Any) -> Resolved[Method]:

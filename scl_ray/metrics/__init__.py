@@ -9,7 +9,20 @@ from torch import Tensor, nn
 from scl_ray import attribution
 from scl_ray.attribution import Batch, registry
 from scl_ray.attribution.registry import Resolved
-from scl_ray.metrics import complexity, flipping, localisation, ssim
+from scl_ray.metrics import (
+    axioms,
+    complexity,
+    flipping,
+    localisation,
+    mosaic,
+    randomisation,
+    regions,
+    road,
+    ssim,
+    stability,
+    subsets,
+    sufficiency,
+)
 from scl_ray.metrics.metric import Metric
 from scl_ray.metrics.undefined import undefined
 
@@ -26,7 +39,9 @@ class Scores(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    **flipping.METRICS, **ssim.METRICS, **complexity.METRICS, **localisation.METRICS
+    **flipping.METRICS, **regions.METRICS, **road.METRICS, **subsets.METRICS, **sufficiency.METRICS, **ssim.METRICS,
+    **stability.METRICS, **randomisation.METRICS, **complexity.METRICS, **localisation.METRICS, **mosaic.METRICS,
+    **axioms.METRICS,
 }  # fmt: skip
 
 

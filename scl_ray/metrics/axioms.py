@@ -1,0 +1,5 @@
+"""Axioms that an attribution should satisfy, measured."""
+
+from scl_ray.metrics.metric import Metric
+
+METRICS: dict[str, Metric] = {}
