@@ -11,7 +11,7 @@ sweep: $(READY)
 	$(BIN)/python sweeps/full_grid.py --config sweeps/demo.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
