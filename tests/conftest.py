@@ -21,6 +21,7 @@ from scl_ray import config, datasets, training
 from scl_ray.checkpoint import Checkpoint
 from scl_ray.config import DatasetConfig, Trial
 from scl_ray.datasets import Dataset
+from scl_ray.evaluation import reference_images
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "sweeps/demo.yaml"
@@ -40,7 +41,7 @@ sys.path.insert(0, str(ROOT / "sweeps"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, one runs all tests that start a Ray cluster: they share a sweep, and each wants all cores."""
+    """With several processes, one runs all tests that start Ray: they share a sweep, and each wants all cores."""
     for item in items:
         if {"cluster", "sweeps"} & set(item.path.relative_to(ROOT).parts):
             item.add_marker(pytest.mark.xdist_group("ray"))
@@ -87,6 +88,15 @@ def targets(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The class that the network predicts of each."""
     with torch.no_grad():
         return network(images).argmax(1)
+
+
+@pytest.fixture(scope="session")
+def reference(digits: Dataset, trained: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
+    """80 training images, eight of each class, normalised, and their classes."""
+    chosen = reference_images(digits)
+    pixels = torch.tensor(digits.train_images[chosen]).float() / 255
+    images = (pixels - torch.tensor(trained.mean).view(-1, 1, 1)) / torch.tensor(trained.std).view(-1, 1, 1)
+    return images, torch.tensor(digits.train_labels[chosen])
 
 
 @pytest.fixture
