@@ -66,7 +66,7 @@ class _Score(nn.Module):
         return (self.network(images) * weights).sum(1)
 
 
-class _Features(nn.Module):
+class Features(nn.Module):
     """The features (N,d) that a classifier's last linear layer reads."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
@@ -110,7 +110,7 @@ class _Embedding(nn.Module):
         return features
 
 
-class _Cosines(nn.Module):
+class Cosines(nn.Module):
     """Cosines (N,K) of the embedding to the unit vectors *directions* (K,d); the unit embedding without any."""
 
     def __init__(self, embedding: nn.Module, directions: Tensor | None = None) -> None:
@@ -131,7 +131,7 @@ def embedding(batch: Batch) -> nn.Module:
     """
     if "embedding" not in batch.kept:
         own = callable(getattr(batch.model, "embed", None))
-        batch.kept["embedding"] = _Embedding(batch.model) if own else _Features(batch.model, batch.images[:1])
+        batch.kept["embedding"] = _Embedding(batch.model) if own else Features(batch.model, batch.images[:1])
     return batch.kept["embedding"]
 
 
@@ -140,7 +140,7 @@ def _reference(batch: Batch) -> tuple[Tensor, Tensor]:
     if batch.reference is None:
         raise ValueError("this target compares with other images; give reference=, a tensor (M,C,H,W)")
     if "reference" not in batch.kept:
-        network = _Cosines(embedding(batch))
+        network = Cosines(embedding(batch))
         with torch.no_grad():
             unit = torch.cat([network(part) for part in batch.reference.split(batch.at_once)])
         labels = batch.reference_labels
@@ -175,7 +175,7 @@ def _prototypes(batch: Batch) -> nn.Module:
         unit, labels = _reference(batch)
         _no_class_is_missing(batch, labels)
         directions = F.normalize(F.one_hot(labels).to(unit).T @ unit, dim=1)
-    return _Cosines(embedding(batch), directions)
+    return Cosines(embedding(batch), directions)
 
 
 def _corpus(batch: Batch, outputs: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ TARGETS: dict[str, Target] = {
     "label_free": Target(embedding, lambda batch, outputs: outputs, "Crabbé & van der Schaar, ICML 2022"),
     # Mean cosine of the embedding to a corpus, the reference's images of the class, minus that to a foil, all others
     # (eq. 3).
-    "corpus": Target(lambda batch: _Cosines(embedding(batch)), _corpus, "Lin et al., ICLR 2023, arXiv 2210.00107"),
+    "corpus": Target(lambda batch: Cosines(embedding(batch)), _corpus, "Lin et al., ICLR 2023, arXiv 2210.00107"),
 }
 
 # Targets that ask the same whatever the class.
