@@ -82,6 +82,11 @@ class ExplainedNetwork(nn.Module):
         """The module whose output feeds the global pooling: where class activation maps are taken."""
         return backbones.cam_layer(self.backbone)
 
+    @property
+    def temperature(self) -> float:
+        """What the read-out's scores are divided by."""
+        return self.readout.temperature
+
     def embed(self, images: Tensor) -> Tensor:
         """The features (N, d) that the read-out reads."""
         return self.backbone(images)

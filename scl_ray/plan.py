@@ -168,8 +168,8 @@ def _reading(metric: str) -> dict[str, str]:
     """How a metric's values are read: its facet, and whether lower or higher is better."""
     from scl_ray import metrics
 
-    entry = metrics.resolve(metric).entry
-    return {"facet": entry.facet, "direction": entry.direction}
+    entry, parameters = metrics.resolve(metric)[1:]
+    return {"facet": entry.facet, "direction": entry.better(parameters)}
 
 
 def describe(dataset: "Dataset") -> dict[str, Any]:

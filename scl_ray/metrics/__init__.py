@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scl_ray import attribution
+from scl_ray import attribution, specs
 from scl_ray.attribution import Batch, registry
 from scl_ray.attribution.registry import Resolved
 from scl_ray.metrics import (
@@ -108,7 +108,8 @@ def score_many(batch: Batch, maps: Mapping[str, Tensor], cells: Iterable[Pair]) 
         shared = resolve(group[0][1])
         passed: Mapping[str, Any] = dict.fromkeys(methods)
         if shared.entry.passes is not None:
-            passed = shared.entry.passes(batch, {m: maps[m] for m in methods}, shared.spec, **shared.parameters)
+            given = _of_passes(shared)
+            passed = shared.entry.passes(batch, {m: maps[m] for m in methods}, _seeding_spec(shared), **given)
         for method, metric in group:
             found[method, metric] = _values(batch, maps[method], passed[method], resolve(metric))
     return found
@@ -127,10 +128,24 @@ def _shared(pairs: Sequence[Pair]) -> list[list[Pair]]:
     """The cells, grouped by the run of the network that serves them."""
     groups: dict[Any, list[Pair]] = {}
     for pair in pairs:
-        entry, parameters = resolve(pair[1])[1:]
-        key = (entry.passes, *sorted(parameters.items())) if entry.passes is not None else pair[1]
+        metric = resolve(pair[1])
+        passes = metric.entry.passes
+        key = (passes, *sorted(_of_passes(metric).items())) if passes is not None else pair[1]
         groups.setdefault(key, []).append(pair)
     return list(groups.values())
+
+
+def _of_passes(metric: Resolved[Metric]) -> dict[str, Any]:
+    """The parameters that the part that runs the network depends on."""
+    return {key: value for key, value in metric.parameters.items() if key not in metric.entry.after_passes}
+
+
+def _seeding_spec(metric: Resolved[Metric]) -> str:
+    """By what passes that metrics share draw: the same whichever of these metrics are asked for."""
+    first = next((name for name, entry in METRICS.items() if entry.passes is metric.entry.passes), None)
+    if first is None:
+        return metric.spec
+    return specs.canonical(first, _of_passes(metric), METRICS[first].defaults)
 
 
 def _values(batch: Batch, maps: Tensor, passed: Any, metric: Resolved[Metric]) -> Scores:
@@ -140,7 +155,9 @@ def _values(batch: Batch, maps: Tensor, passed: Any, metric: Resolved[Metric]) -
     nothing, nan = undefined(metric.entry.undefined, batch, maps, passed, values), float("nan")
     curve = None
     if metric.entry.curve is not None:
-        curve = getattr(passed, metric.entry.curve).masked_fill(nothing[:, None], nan)
+        found = metric.entry.curve
+        steps = getattr(passed, found) if isinstance(found, str) else found(passed, **metric.parameters)
+        curve = steps.masked_fill(nothing[:, None], nan)
     return Scores(values.masked_fill(nothing, nan), curve)
 
 

@@ -3,81 +3,126 @@
 The curve of one method serves every metric that reads it: the class's probability and whether it is still predicted.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scl_ray.attribution import Batch
-from scl_ray.attribution.registry import PROTOCOL, one_of, positive_integer
+from scl_ray.attribution.registry import PRECISION, PROTOCOL, one_of, positive_integer
 from scl_ray.metrics.metric import Metric
-
-BASELINES: dict[str, Callable[..., Tensor]] = {"minimum": torch.amin, "mean": torch.mean}
-
-
-class Flipped(NamedTuple):
-    """What the network says of an image after each step; both (N,steps) float32.
-
-    probability: softmax probability of the class explained. kept: 1 where that class is still the predicted one.
-    """
-
-    probability: Tensor
-    kept: Tensor
+from scl_ray.metrics.removal import BASELINES, Answers, joined, of_images, replace_in_order
 
 
 def flip_pixels(
-    batch: Batch, maps: Mapping[str, Tensor], spec: str, *, features_per_step: int | None, baseline: str, protocol: str
-) -> dict[str, Flipped]:
-    """Flip the pixels of each image from the most to the least important, by each method's *maps*.
+    batch: Batch,
+    maps: Mapping[str, Tensor],
+    spec: str,
+    *,
+    features_per_step: int | None,
+    baseline: str,
+    order: str,
+    precision: str,
+    protocol: str,
+) -> dict[str, Answers]:
+    """Flip the pixels of each image in the *order* of each method's map; answers (N,1+steps), the first of the image.
 
-    Every step sets *features_per_step* more whole pixels (default: the image's width) to the image's *baseline*, a
-    scalar: the minimum, or the mean, over all channels of the normalised image. The last step leaves none.
+    Every step sets *features_per_step* more whole pixels (default: the image's width) to the *baseline*: the scalar
+    minimum or mean over all channels of the normalised image, the zero of the normalised space (the mean image), the
+    blurred image, or noise in the image's range (`scl_ray.metrics.removal.BASELINES`). The last step leaves no pixel.
     """
-    size, step_pixels, steps = _steps(batch.images.shape[-2:], features_per_step)
-    baselines = BASELINES[baseline](batch.images, dim=(1, 2, 3)).view(-1, 1, 1, 1, 1)
-    together = max(1, batch.at_once // len(batch.images))
-    flipped = {}
-    for method, attribution in maps.items():
-        order = most_important_first(attribution, protocol)
-        at_step = torch.arange(size, device=order.device) // step_pixels
-        flipped_at = torch.empty_like(order).scatter_(1, order, at_step.expand_as(order))
-        flipped_at = flipped_at.view(-1, 1, 1, *batch.images.shape[-2:])
-        probability, kept = [], []
-        for step in torch.arange(steps, device=order.device).split(together):
-            images = torch.where(flipped_at <= step.view(1, -1, 1, 1, 1), baselines, batch.images[:, None])
-            with torch.inference_mode():
-                scores = batch.model(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
-            targets = batch.targets.view(-1, 1, 1).expand(-1, len(step), 1)
-            probability.append(scores.softmax(-1).gather(-1, targets)[..., 0])
-            kept.append((scores.argmax(-1) == targets[..., 0]).float())
-        flipped[method] = Flipped(torch.cat(probability, 1), torch.cat(kept, 1))
-    return flipped
+    flipped_at, steps = _schedule(batch, maps, features_per_step, order, protocol)
+    found = replace_in_order(batch, flipped_at, steps, batch.images, BASELINES[baseline](batch), precision)
+    unperturbed = of_images(batch)
+    return {method: joined(unperturbed, answers) for method, answers in found.items()}
+
+
+def insert_pixels(
+    batch: Batch,
+    maps: Mapping[str, Tensor],
+    spec: str,
+    *,
+    features_per_step: int | None,
+    baseline: str,
+    precision: str,
+    protocol: str,
+) -> dict[str, Answers]:
+    """Bring the pixels of each image back into its *baseline*, the most important first; answers (N,1+steps), the
+    first of the baseline, the last of the image itself. *features_per_step*, *baseline*: as in `flip_pixels`.
+    """
+    inserted_at, steps = _schedule(batch, maps, features_per_step, "most_relevant", protocol)
+    later = {method: at + 1 for method, at in inserted_at.items()}  # step 0 is the baseline
+    found = replace_in_order(batch, later, steps, BASELINES[baseline](batch), batch.images, precision)
+    unperturbed = of_images(batch)
+    return {method: joined(answers, unperturbed) for method, answers in found.items()}
 
 
 def flipping_cost(methods: list[str], image_size: int, parameters: Mapping[str, Any]) -> int:
-    """Forward passes an image takes."""
-    return len(methods) * _steps((image_size, image_size), parameters["features_per_step"])[2]
+    """Forward passes an image takes, beyond the one that is there."""
+    return len(methods) * _steps((image_size, image_size), parameters["features_per_step"])[1]
 
 
-def pixel_flipping_auc(batch: Batch, maps: Tensor, flipped: Flipped, **parameters: Any) -> Tensor:
-    """Area under the class's probability over the steps, in [0,1]; lower is more faithful.
+def pixel_flipping_auc(batch: Batch, maps: Tensor, flipped: Answers, **parameters: Any) -> Tensor:
+    """Area under the class's probability over the steps, in [0,1]; lower is more faithful, and higher with the least
+    relevant first.
 
     The trapezoid over the steps / (steps-1); the unperturbed image is not a step. It depends on the network's
     calibration as well as on the map: compare calibrated networks, and read `prediction_flip_auc` beside it.
+    *probability*: ``calibrated`` is the model's own; ``raw`` is before ``model.temperature``, where it has one, divided
+    the scores.
 
     Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by LRP, PLOS ONE 10(7), 2015.
     """
-    return torch.trapezoid(flipped.probability.double(), dim=1) / (flipped.probability.shape[1] - 1)
+    return _area(probability_at_steps(flipped, **parameters))
 
 
-def prediction_flip_auc(batch: Batch, maps: Tensor, flipped: Flipped, **parameters: Any) -> Tensor:
-    """Share of the steps at which the class explained is still the predicted one, in [0,1]; lower is more faithful.
+def prediction_flip_auc(batch: Batch, maps: Tensor, flipped: Answers, **parameters: Any) -> Tensor:
+    """Share of the steps at which the class explained is still the predicted one, in [0,1]; lower is more faithful,
+    and higher with the least relevant first.
 
     No rescaling of the logits changes it. After Bach et al., PLOS ONE 10(7), 2015.
     """
-    return flipped.kept.mean(1)
+    return kept_at_steps(flipped).mean(1)
+
+
+def deletion_auc(batch: Batch, maps: Tensor, flipped: Answers, **parameters: Any) -> Tensor:
+    """Area under the class's probability while pixels are taken away, in [0,1]; lower is more faithful, and higher with
+    the least relevant first.
+
+    The trapezoid over the unperturbed image and the steps / steps. Petsiuk et al. take the mean image as the baseline.
+
+    Petsiuk et al., RISE: Randomized Input Sampling for Explanation of Black-box Models, BMVC 2018, section 4.2.
+    """
+    return _area(class_probability(flipped, **parameters))
+
+
+def insertion_auc(batch: Batch, maps: Tensor, inserted: Answers, **parameters: Any) -> Tensor:
+    """Area under the class's probability while pixels are brought into the blurred image, in [0,1]; higher is more
+    faithful.
+
+    The trapezoid over the baseline and the steps / steps; the last step is the unperturbed image. Petsiuk et al. start
+    from the blurred image, since a sharp border of the inserted part is evidence of its own.
+
+    Petsiuk et al., RISE: Randomized Input Sampling for Explanation of Black-box Models, BMVC 2018, section 4.2.
+    """
+    return _area(class_probability(inserted, **parameters))
+
+
+def class_probability(answers: Answers, *, probability: str, **parameters: Any) -> Tensor:
+    """The class's probability at all points, the unperturbed image among them."""
+    return answers.raw if probability == "raw" else answers.calibrated
+
+
+def probability_at_steps(flipped: Answers, **parameters: Any) -> Tensor:
+    """The class's probability after each step."""
+    return class_probability(flipped, **parameters)[:, 1:]
+
+
+def kept_at_steps(flipped: Answers, **parameters: Any) -> Tensor:
+    """1 where the class explained is still predicted, after each step."""
+    return flipped.kept[:, 1:]
 
 
 def most_important_first(maps: Tensor, protocol: str) -> Tensor:
@@ -94,31 +139,63 @@ def most_important_first(maps: Tensor, protocol: str) -> Tensor:
     return torch.sort(-rounded, dim=1, stable=True).indices
 
 
-def _steps(shape: tuple[int, ...], features_per_step: int | None) -> tuple[int, int, int]:
-    """Pixels of the image, pixels a step, steps."""
+def positions(order: Tensor) -> Tensor:
+    """At which place (N,P) each of P things comes in the *order* (N,P) that `most_important_first` gives."""
+    return torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+
+
+def _schedule(
+    batch: Batch, maps: Mapping[str, Tensor], features_per_step: int | None, order: str, protocol: str
+) -> tuple[dict[str, Tensor], int]:
+    """The step (N,H*W) from 0 at which each pixel's turn comes, by each method's map, and the number of steps."""
+    step_pixels, steps = _steps(batch.images.shape[-2:], features_per_step)
+    sign = -1 if order == "least_relevant" else 1
+    ranked = {
+        method: positions(most_important_first(sign * attribution, protocol)) for method, attribution in maps.items()
+    }
+    return {method: rank // step_pixels for method, rank in ranked.items()}, steps
+
+
+def _steps(shape: tuple[int, ...], features_per_step: int | None) -> tuple[int, int]:
+    """Pixels a step, steps."""
     height, width = shape
     step_pixels = features_per_step or width
     steps = -(-height * width // step_pixels)
     if steps < 2:
         raise ValueError(f"features_per_step={step_pixels} flips all {height * width} pixels at once; take fewer")
-    return height * width, step_pixels, steps
+    return step_pixels, steps
 
 
-_PARAMETERS = {
-    "protocol": PROTOCOL,
-    "features_per_step": positive_integer(None),
-    "baseline": one_of(*BASELINES),
-}
+def _area(curve: Tensor) -> Tensor:
+    """The trapezoid under a curve (N,points), by its width: a mean."""
+    return torch.trapezoid(curve.double(), dim=1) / (curve.shape[1] - 1)
+
+
+def _parameters(baseline: str) -> dict[str, Any]:
+    return {
+        "protocol": PROTOCOL,
+        "features_per_step": positive_integer(None),
+        "baseline": one_of(baseline, *(name for name in BASELINES if name != baseline)),
+        "precision": PRECISION,
+    }
+
+
+_ORDER = {"order": one_of("most_relevant", "least_relevant")}
+_PROBABILITY = {"probability": one_of("calibrated", "raw")}
 
 METRICS = {
     "pixel_flipping_auc": Metric(
         pixel_flipping_auc,
         passes=flip_pixels,
+        after_passes=frozenset(_PROBABILITY),
         cost=flipping_cost,
-        curve="probability",
-        parameters=_PARAMETERS,
+        curve=probability_at_steps,
+        parameters=_parameters("minimum") | _ORDER | _PROBABILITY,
         facet="faithfulness",
         direction="lower",
+        reversed_by=("order", "least_relevant"),
         range=(0, 1),
         citation="Bach et al., PLOS ONE 2015",
     ),
@@ -126,11 +203,37 @@ METRICS = {
         prediction_flip_auc,
         passes=flip_pixels,
         cost=flipping_cost,
-        curve="kept",
-        parameters=_PARAMETERS,
+        curve=kept_at_steps,
+        parameters=_parameters("minimum") | _ORDER,
         facet="faithfulness",
         direction="lower",
+        reversed_by=("order", "least_relevant"),
         range=(0, 1),
         citation="after Bach et al., PLOS ONE 2015",
+    ),
+    "deletion_auc": Metric(
+        deletion_auc,
+        passes=flip_pixels,
+        after_passes=frozenset(_PROBABILITY),
+        cost=flipping_cost,
+        curve=class_probability,
+        parameters=_parameters("zero") | _ORDER | _PROBABILITY,
+        facet="faithfulness",
+        direction="lower",
+        reversed_by=("order", "least_relevant"),
+        range=(0, 1),
+        citation="Petsiuk et al., BMVC 2018",
+    ),
+    "insertion_auc": Metric(
+        insertion_auc,
+        passes=insert_pixels,
+        after_passes=frozenset(_PROBABILITY),
+        cost=flipping_cost,
+        curve=class_probability,
+        parameters=_parameters("blur") | _PROBABILITY,
+        facet="faithfulness",
+        direction="higher",
+        range=(0, 1),
+        citation="Petsiuk et al., BMVC 2018",
     ),
 }

@@ -18,13 +18,18 @@ class Metric:
     function: ``function(batch, maps, passed, **parameters)`` gives the values (N,), where *passed* is what `passes`
       gave for the method, or None.
     passes: the part that runs the network, ``passes(batch, {method: maps}, spec, **parameters)`` for all methods at
-      once, where *spec* seeds what is drawn; metrics with the same passes and parameters share one run. cost: its
-      forward passes an image, ``cost(methods, image_size, parameters)``.
+      once, where *spec* seeds what is drawn; metrics with the same passes and parameters share one run, and draw by the
+      spec of the first of them in the registry. cost: its forward passes an image,
+      ``cost(methods, image_size, parameters)``.
+    after_passes: the parameters that only `function` and `curve` read: the passes do not get them, and share one run
+      whatever their values.
     facet: what quality it measures. direction: "lower" or "higher" is better. range: of its values.
+    reversed_by: the parameter and its value that turn the direction round.
     needs: "masks" of the objects, a "class" that the method explains, "re-explanation" by the same method, "reference"
       images.
     undefined: the cases of `scl_ray.metrics.undefined.CASES` in which it has no value.
-    curve: the field of *passed* that holds a value per step (N,steps), for metrics that sum up a curve.
+    curve: for metrics that sum up a curve, what gives a value per step (N,steps), ``curve(passed, **parameters)``, or
+      the field of *passed* that holds it.
     version: raised when the definition changes, so that stored scores are computed again.
     """
 
@@ -35,11 +40,19 @@ class Metric:
     citation: str
     needs: frozenset[str] = frozenset()
     passes: Callable[..., Mapping[str, Any]] | None = None
+    after_passes: frozenset[str] = frozenset()
     cost: Callable[[list[str], int, Mapping[str, Any]], int] = lambda methods, image_size, parameters: 0
     undefined: tuple[str, ...] = FLAT
-    curve: str | None = None
+    curve: str | Callable[..., Tensor] | None = None
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: {"protocol": PROTOCOL})
+    reversed_by: tuple[str, Any] | None = None
     version: int = 1
+
+    def better(self, parameters: Mapping[str, Any]) -> str:
+        """Whether "lower" or "higher" values are better under *parameters*."""
+        if self.reversed_by is None or parameters[self.reversed_by[0]] != self.reversed_by[1]:
+            return self.direction
+        return "higher" if self.direction == "lower" else "lower"
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -5,15 +5,50 @@ import numpy as np
 import pytest
 import quantus
 import torch
+from scipy.ndimage import convolve, gaussian_filter
 from torch import nn
 
-from scl_ray.attribution import Batch, explain
-from scl_ray.metrics import score, score_many
+from scl_ray import plan
+from scl_ray.attribution import Batch, explain, shared_forward
+from scl_ray.attribution.seeding import generator
+from scl_ray.metrics import METRICS, cost, resolve, score, score_many
 from scl_ray.metrics.flipping import most_important_first
+from scl_ray.metrics.removal import BASELINES
+
+
+@pytest.fixture(scope="module")
+def colourful(images):
+    """Six digits, each in a colour of its own on a background of another, under noise: (6,3,32,32)."""
+    draw = torch.Generator().manual_seed(0)
+    ink, paper = torch.rand(2, 6, 3, 1, 1, generator=draw)
+    return images[:6] * (0.5 + ink) + paper - 0.5 + 0.1 * torch.randn(6, 3, 32, 32, generator=draw)
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    """How many images went through the network, and at which precision, pass by pass."""
+    seen, scores = [], Batch.scores
+
+    def counted(batch, images, precision="float32"):
+        seen.append((len(images), precision))
+        assert images is batch.images or images.is_contiguous(memory_format=torch.channels_last)
+        return scores(batch, images, precision)
+
+    monkeypatch.setattr(Batch, "scores", counted)
+    return seen
+
+
+def probability_by_hand(scores, target):
+    weights = np.exp(scores - scores.max())
+    return weights[target] / weights.sum()
 
 
 def curve_by_hand(network, image, target, attribution, features_per_step, baseline):
-    """Pixel flipping of one image in float64: the probability and whether the class is predicted, after each step."""
+    """Pixel flipping of one image in float64: the probability and whether the class is predicted, after each step.
+
+    baseline: a number, or an image.
+    """
+    baseline = np.broadcast_to(baseline, image.shape)
     height, width = attribution.shape
     largest = np.abs(attribution).max()
     rounded = {
@@ -25,11 +60,10 @@ def curve_by_hand(network, image, target, attribution, features_per_step, baseli
     perturbed, probabilities, kept = image.copy(), [], []
     for start in range(0, len(order), features_per_step):
         for row, column in order[start : start + features_per_step]:
-            perturbed[:, row, column] = baseline
+            perturbed[:, row, column] = baseline[:, row, column]
         with torch.no_grad():
             scores = network(torch.from_numpy(perturbed)[None])[0].numpy()
-        weights = np.exp(scores - scores.max())
-        probabilities.append(weights[target] / weights.sum())
+        probabilities.append(probability_by_hand(scores, target))
         kept.append(float(scores.argmax() == target))
     return probabilities, kept
 
@@ -115,16 +149,184 @@ def test_only_the_flip_metric_is_free_of_calibration(network, images, targets, m
         assert torch.equal(*values) == free
 
 
-def test_both_metrics_and_the_curve_come_from_the_same_passes(network, images, targets, maps):
-    seen = []
-    cells = [("grad_cam", "pixel_flipping_auc"), ("grad_cam", "prediction_flip_auc")]
-    with network.register_forward_hook(lambda module, inputs, output: seen.append(len(output))):
-        found = score_many(Batch(network, images, targets), maps, cells)
-    assert sum(seen) == 32 * len(images)
-    probability, kept = (found[cell].curve for cell in cells)
+def blurred_by_hand(image):
+    """The blur of the authors' code: an impulse in a window of 11x11 pixels, blurred by SciPy, is the kernel."""
+    impulse = np.zeros((11, 11))
+    impulse[5, 5] = 1
+    kernel = gaussian_filter(impulse, 5)
+    return np.stack([convolve(plane, kernel, mode="constant") for plane in image])
+
+
+HAND = {"minimum": np.min, "mean": np.mean, "zero": lambda image: 0.0, "blur": blurred_by_hand}
+
+
+def baseline_by_hand(name, image, image_id):
+    if name in HAND:
+        return HAND[name](image)
+    # Seeded by the image and the name of the baseline alone.
+    drawn = generator(7, image_id, "uniform baseline").random(image.shape, dtype=np.float32).astype(np.float64)
+    return image.min() + (image.max() - image.min()) * drawn
+
+
+@pytest.mark.parametrize("order", ["most_relevant", "least_relevant"])
+@pytest.mark.parametrize("baseline", list(BASELINES))
+def test_every_baseline_and_order_on_colour_images(network, colourful, targets, maps, baseline, order):
+    exact, attributions = copy.deepcopy(network).double(), maps["input_x_gradient"][:3]
+    context = {"seed": 7, "image_ids": [30, 10, 20]}
+    parameters = {"features_per_step": 150, "baseline": baseline, "order": order}
+    given = (network, colourful[:3], targets[:3], attributions)
+    auc = score("pixel_flipping_auc", *given, **context, **parameters)
+    deleted = score("deletion_auc", *given, **context, **parameters)
+    for i, image in enumerate(colourful[:3].double().numpy()):
+        sign = 1 if order == "most_relevant" else -1
+        filled = baseline_by_hand(baseline, image, context["image_ids"][i])
+        attribution = sign * attributions[i].double().numpy()
+        probabilities, _ = curve_by_hand(exact, image, int(targets[i]), attribution, 150, filled)
+        assert len(probabilities) == 7  # the last step holds the 124 pixels that are left
+        assert abs(auc[i] - trapezoid(probabilities)) < 1e-5
+        with torch.no_grad():
+            whole = probability_by_hand(exact(torch.from_numpy(image)[None])[0].numpy(), targets[i])
+        assert abs(deleted[i] - trapezoid([whole, *probabilities])) < 1e-5
+
+
+def test_deletion_and_insertion_as_their_authors_do_it(network, colourful, targets, maps):
+    """The loop of Petsiuk et al.'s code: from *start* to *finish*, the most salient pixels first."""
+    exact, step = copy.deepcopy(network).double(), 100
+    for metric in ("deletion_auc", "insertion_auc"):
+        values = score(metric, network, colourful, targets[:6], maps["saliency"][:6], features_per_step=step)
+        for i, image in enumerate(colourful.double().numpy()):
+            blurred = blurred_by_hand(image)
+            start, finish = (image, np.zeros_like(image)) if metric == "deletion_auc" else (blurred, image)
+            start = start.copy().reshape(3, -1)
+            salient = np.argsort(-maps["saliency"][i].numpy().ravel(), kind="stable")
+            curve = []
+            for k in range(12):
+                with torch.no_grad():
+                    scores = exact(torch.from_numpy(start.reshape(1, 3, 32, 32)))[0].numpy()
+                curve.append(probability_by_hand(scores, targets[i]))
+                pixels = salient[step * k : step * (k + 1)]
+                start[:, pixels] = finish.reshape(3, -1)[:, pixels]
+            assert np.array_equal(start, finish.reshape(3, -1))
+            assert abs(values[i] - trapezoid(curve)) < 1e-5
+
+
+def test_uniform_noise_spans_the_image_and_depends_on_the_image_alone(network, colourful, targets):
+    batch = Batch(network, colourful, targets[:6], seed=1, image_ids=range(6))
+    noise = BASELINES["uniform"](batch)
+    low, high = colourful.amin((1, 2, 3)), colourful.amax((1, 2, 3))
+    assert (noise.amin((1, 2, 3)) >= low).all()
+    assert (noise.amax((1, 2, 3)) <= high).all()
+    assert torch.allclose(noise.mean((1, 2, 3)), (low + high) / 2, rtol=0, atol=0.2)
+    alone = Batch(network, colourful[4:5], targets[4:5], seed=1, image_ids=[4])
+    assert torch.equal(BASELINES["uniform"](alone), noise[4:5])
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_raw_probabilities_undo_the_temperature(network, images, targets, maps):
+    temperature = network.temperature
+    assert abs(temperature - 1) > 0.1
+
+    class Uncalibrated(nn.Module):
+        def forward(self, given):
+            return network(given) * temperature
+
+    for metric in ("pixel_flipping_auc", "deletion_auc", "insertion_auc"):
+        raw = score(metric, network, images, targets, maps["grad_cam"], probability="raw")
+        own = score(metric, Uncalibrated().eval(), images, targets, maps["grad_cam"])
+        assert (raw - own).abs().max() < 1e-5
+        assert (raw - score(metric, network, images, targets, maps["grad_cam"])).abs().max() > 1e-3
+        # A network without a temperature is as it is.
+        assert torch.equal(
+            score(metric, Uncalibrated().eval(), images, targets, maps["grad_cam"], probability="raw"), own
+        )
+
+
+def test_metrics_that_read_the_same_images_share_one_run(network, images, targets, maps, passed):
+    metrics = [
+        "pixel_flipping_auc", "pixel_flipping_auc[probability=raw]", "prediction_flip_auc",
+        "deletion_auc[baseline=minimum]", "deletion_auc[baseline=minimum,probability=raw]",
+    ]  # fmt: skip
+    cells = [(method, metric) for method in ("grad_cam", "eigen_cam") for metric in metrics]
+    found = score_many(Batch(network, images, targets), maps, cells)
+    # All copies in full passes, and the images themselves, which here no one has run before.
+    assert passed == [(64, "float32")] * (2 * 32 * 32 // 64) + [(32, "float32")]
+    assert cost(cells, 32) == 2 * 32
+    probability, raw, kept, deleted, _ = (found["grad_cam", metric].curve for metric in metrics)
     assert probability.shape == kept.shape == (len(images), 32)
+    assert torch.equal(deleted[:, 1:], probability)
+    assert not torch.allclose(probability, raw)
     assert set(kept.unique().tolist()) <= {0.0, 1.0}
-    assert torch.allclose(found[cells[1]].values, kept.mean(1))
+    assert torch.allclose(found["grad_cam", "prediction_flip_auc"].values, kept.mean(1))
+    for method, metric in cells:
+        alone = score(metric, network, images, targets, maps[method])
+        assert torch.allclose(found[method, metric].values, alone, rtol=0, atol=1e-5)
+
+
+def test_what_changes_the_images_splits_the_run(network, images, targets, maps, passed):
+    metrics = [f"pixel_flipping_auc[{p}]" for p in ("baseline=mean", "order=least_relevant", "precision=bfloat16")]
+    score_many(Batch(network, images, targets), maps, [("grad_cam", metric) for metric in metrics])
+    copies = [precision for number, precision in passed if number == 64]
+    assert copies == ["float32"] * 32 + ["bfloat16"] * 16
+    assert cost([("grad_cam", metric) for metric in metrics], 32) == 3 * 32
+
+
+def test_an_image_that_was_run_before_is_not_run_again(network, images, targets, maps, passed):
+    batch = Batch(network, images, targets)
+    run = batch.but(passed=shared_forward(batch, []))
+    cells = [("grad_cam", metric) for metric in ("insertion_auc", "deletion_auc")]
+    again = score_many(run, maps, cells)
+    assert sum(number for number, _ in passed) == 2 * 32 * 32
+    for cell, scores in score_many(batch, maps, cells).items():
+        assert torch.allclose(scores.values, again[cell].values, rtol=0, atol=1e-5)
+
+
+def test_any_number_of_images_channels_and_pixels(passed):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ).eval()
+    images, targets, maps = torch.randn(5, 2, 9, 13), torch.tensor([0, 1, 2, 0, 1]), torch.rand(5, 9, 13)
+    before = images.clone()
+    found = []
+    for at_once in (1, 7, 64):
+        batch = Batch(network, images, targets, at_once=at_once)
+        cells = [("saliency", metric) for metric in ("pixel_flipping_auc[baseline=blur]", "insertion_auc")]
+        found.append(torch.stack([s.values for s in score_many(batch, {"saliency": maps}, cells).values()]))
+    assert torch.allclose(found[0], found[1], rtol=0, atol=1e-5)
+    assert torch.allclose(found[0], found[2], rtol=0, atol=1e-5)
+    assert torch.equal(images, before)
+    hand = [
+        trapezoid(curve_by_hand(copy.deepcopy(network).double(), image, int(t), m, 13, blurred_by_hand(image))[0])
+        for image, t, m in zip(images.double().numpy(), targets, maps.double().numpy(), strict=True)
+    ]
+    assert np.abs(found[0][0].numpy() - hand).max() < 1e-5
+
+
+def test_with_the_least_relevant_first_higher_is_better():
+    for metric in ("pixel_flipping_auc", "prediction_flip_auc", "deletion_auc"):
+        assert METRICS[metric].better(resolve(metric).parameters) == "lower"
+        assert plan._reading(f"{metric}[order=least_relevant]") == {"facet": "faithfulness", "direction": "higher"}
+    assert plan._reading("insertion_auc")["direction"] == "higher"
+
+
+def test_the_planted_patch_is_found():
+    """A network that sees one patch only: a map of that patch beats any other."""
+
+    class Patch(nn.Module):
+        def forward(self, given):
+            inside = given[:, :, 10:18, 10:18].mean((1, 2, 3))
+            return torch.stack([inside, -inside], 1)
+
+    bright = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    classes = torch.zeros(8, dtype=torch.int64)
+    patch = torch.zeros(8, 32, 32)
+    patch[:, 10:18, 10:18] = 1
+    elsewhere = patch.roll((14, 14), (1, 2))
+    bright += patch[:, None]
+    for metric in ("pixel_flipping_auc[order=least_relevant]", "pixel_flipping_auc", "deletion_auc", "insertion_auc"):
+        good, bad = (score(metric, Patch().eval(), bright, classes, m) for m in (patch, elsewhere))
+        entry, parameters = resolve(metric)[1:]
+        assert ((good > bad) if entry.better(parameters) == "higher" else (good < bad)).all(), metric
 
 
 @pytest.mark.parametrize(
@@ -132,7 +334,7 @@ def test_both_metrics_and_the_curve_come_from_the_same_passes(network, images, t
     [
         ({"features_per_step": 1024}, "flips all 1024 pixels at once"),
         ({"features_per_step": 0}, "features_per_step must be a whole number of at least 1, not 0"),
-        ({"baseline": "black"}, "baseline must be minimum or mean, not 'black'"),
+        ({"baseline": "black"}, "baseline must be minimum or mean or zero or blur or uniform, not 'black'"),
     ],
 )
 def test_bad_parameters(network, images, targets, maps, parameters, message):
