@@ -45,7 +45,8 @@ def forward(model: nn.Module, images: Tensor, layer: nn.Module | None = None, *,
     def keep(module: nn.Module, inputs: object, output: object) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:
             raise ValueError(f"{type(module).__name__} gives no feature maps (N,C,H,W), so it cannot be the CAM layer")
-        # Nothing below the layer needs a graph when only its own gradient is wanted.
+        # Nothing below the layer needs a graph when only its own gradient is wanted: it begins here.
+        torch.set_grad_enabled(True)
         activations = output if to_input else output.detach().requires_grad_()
         kept[:] = [activations]
         # What follows may work in place (a ReLU): on a copy, so that the activations stay as they are.
@@ -53,7 +54,7 @@ def forward(model: nn.Module, images: Tensor, layer: nn.Module | None = None, *,
 
     handle = layer.register_forward_hook(keep) if layer is not None else None
     try:
-        with torch.set_grad_enabled(to_input or layer is not None):
+        with torch.set_grad_enabled(to_input):
             scores = model(images)
     finally:
         if handle is not None:
