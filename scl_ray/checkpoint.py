@@ -7,7 +7,7 @@ the sweep that trained it.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors.torch import load, save
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from scl_ray import backbones
 from scl_ray.readout import ReadOut
+
+if TYPE_CHECKING:
+    from scl_ray.given.checkpoint import GivenClassifier
 
 Protocol = Literal["corrected", "published"]
 
@@ -116,8 +119,9 @@ def to_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     }
 
 
-def from_files(files: Mapping[str, bytes]) -> Checkpoint:
-    """The checkpoint that `to_files` wrote. A backbone of the user's own must be importable by its name.
+def from_files(files: Mapping[str, bytes]) -> "Checkpoint | GivenClassifier":
+    """The checkpoint that `to_files` wrote, here or for a given classifier. A backbone or model of the user's own must
+    be importable by its name.
 
     Raises ValueError when the two files do not belong together.
     """
@@ -126,6 +130,10 @@ def from_files(files: Mapping[str, bytes]) -> Checkpoint:
         raise ValueError(
             f"checkpoint.json: has format {record['format']}; this version of scl_ray reads format {FORMAT}"
         )
+    if "model" in record:
+        from scl_ray.given import checkpoint as given
+
+        return given.from_files(files)
     tensors = load(files["weights.safetensors"])
     # Initial weights are drawn and thrown away; whoever loads a checkpoint keeps their own random numbers.
     with torch.random.fork_rng(devices=[]):

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import yaml
 from pydantic import (
@@ -38,11 +38,11 @@ class Cell(NamedTuple):
     metric: str
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class DatasetConfig(_Settings):
+class DatasetConfig(Settings):
     name: str
     root: str | None = None
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
@@ -57,7 +57,7 @@ class DatasetConfig(_Settings):
         return _known_name("dataset", name, DATASETS)
 
 
-class Training(_Settings):
+class Training(Settings):
     epochs: Annotated[int, Field(ge=1)] = 200
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
@@ -76,7 +76,7 @@ class Training(_Settings):
         return _known_name("augmentation", name, AUGMENTATIONS, plugin=False)
 
 
-class _Objective(_Settings):
+class _Objective(Settings):
     training: dict[str, Any] = Field(default={}, description="what this objective's recipe changes in `training`")
 
     @property
@@ -178,7 +178,7 @@ Objective = Annotated[
 ]
 
 
-class Trial(_Settings):
+class Trial(Settings):
     """One point of the grid: what `training.fit` needs beside the data."""
 
     dataset: DatasetConfig
@@ -209,10 +209,24 @@ class Trial(_Settings):
     @property
     def label(self) -> str:
         """The trial for people: ``supcon τ=0.07 · resnet18 · seed 0``."""
-        return f"{self.objective.label} · {self.backbone} · seed {self.seed}"
+        return f"{self.objective_label} · {self.backbone} · seed {self.seed}"
+
+    @property
+    def objective_label(self) -> str:
+        """The objective for people, which trials that differ in their seed share."""
+        return self.objective.label
+
+    @property
+    def readout(self) -> str:
+        """The read-out that is explained: cross-entropy's own layer, or a linear probe on the frozen features."""
+        return "own_layer" if self.objective.name == "cross_entropy" else "linear_probe"
+
+    def configuration(self) -> dict[str, Any]:
+        """What the trial's record says of it."""
+        return self.model_dump(mode="json", exclude={"objective": {"training"}})
 
 
-class Grid(_Settings):
+class Grid(Settings):
     objective: Annotated[list[Objective], Field(min_length=1)]
     backbone: Annotated[list[str], Field(min_length=1)]
     seed: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -240,7 +254,7 @@ class Grid(_Settings):
         return _unique(values)
 
 
-class Evaluation(_Settings):
+class Evaluation(Settings):
     """What is measured on each checkpoint: how many test images, which attribution methods, which metrics.
 
     ``methods`` and ``metrics`` hold canonical specs once validated; in YAML an entry is a name, a spec, or a mapping
@@ -269,20 +283,25 @@ class Evaluation(_Settings):
         return _unique(resolve(name, **parameters).spec for name, parameters in points)
 
 
-class Slot(_Settings):
+class Slot(Settings):
     """What one task occupies. GPUs count only on a cluster that has any."""
 
     cpus: Annotated[int, Field(ge=1)] = 1
     gpus: Annotated[float, Field(ge=0)] = 1.0
 
 
-class Resources(_Settings):
+class Resources(Settings):
     train: Slot = Slot()
     evaluate: Slot = Slot(gpus=0.5)
 
 
-class Sweep(_Settings):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class Sweep(Settings):
+    kind: ClassVar = "sweep"
+
+    name: Name
     dataset: DatasetConfig
     grid: Grid
     training: Training = Training()
@@ -301,7 +320,7 @@ class Sweep(_Settings):
             try:
                 training = Training.model_validate(self.training.model_dump() | objective.training)
             except ValidationError as error:
-                raise InputError(f"grid.objective.{objective.name}.training.{_sentence(error, Training)}") from error
+                raise InputError(f"grid.objective.{objective.name}.training.{sentence(error, Training)}") from error
             bare = objective.model_copy(update={"training": {}})
             for backbone in self.grid.backbone:
                 for seed in self.grid.seed:
@@ -339,7 +358,7 @@ def load(path: Path, overrides: Iterable[str] = (), name: str | None = None) -> 
     try:
         return Sweep.model_validate(settings)
     except ValidationError as error:
-        raise InputError(f"{path}: {_sentence(error)}") from error
+        raise InputError(f"{path}: {sentence(error)}") from error
 
 
 def digest(value: Any) -> str:
@@ -414,7 +433,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(known)}"
 
 
-def _sentence(error: ValidationError, model: type[BaseModel] = Sweep) -> str:
+def sentence(error: ValidationError, model: type[BaseModel] = Sweep) -> str:
     """The first thing wrong with a *model*, as one clause: ``key: what is wrong; what would be right``."""
     first = error.errors()[0]
     # Objectives were expanded before they were checked, so their numbers are not the configuration's.

@@ -73,7 +73,7 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
                   f"{passes.total():,} forward passes (a backward pass counts as two)")  # fmt: skip
     if todo.train or todo.shards:
         seconds, operations = _cost(_training_passes(todo, train_images, classes) + passes, size)
-        console.print(f"estimate: about {_duration(seconds / slots)} on {slots} slots of this machine's CPU (a forward "
+        console.print(f"estimate: about {duration(seconds / slots)} on {slots} slots of this machine's CPU (a forward "
                       f"pass of each backbone was timed just now), or {operations / GPU_FLOPS / 3600:.2g} GPU-hours at "
                       f"an assumed {GPU_FLOPS / 1e12:g} TFLOP/s")  # fmt: skip
     console.print("nothing was written")
@@ -104,18 +104,32 @@ def _cost(passes: Counter[str], image_size: int) -> tuple[float, float]:
     torch.set_num_threads(1)
     for backbone, count in passes.items():
         network, images = backbones.build(backbone, image_size).eval(), torch.zeros(8, 3, image_size, image_size)
-        with torch.no_grad():
-            with FlopCounterMode(display=False) as counter:
-                network(images)
-            started = time.perf_counter()
-            network(images)
-            seconds += count * (time.perf_counter() - started) / len(images)
-        operations += count * counter.get_total_flops() / len(images)
+        one = forward_pass(network, images)
+        seconds += count * one.seconds
+        operations += count * one.operations
     torch.set_num_threads(threads)
     return seconds, operations
 
 
-def _duration(seconds: float) -> str:
+class ForwardPass(NamedTuple):
+    """What a forward pass of one image takes."""
+
+    seconds: float
+    operations: float
+
+
+@torch.no_grad()
+def forward_pass(network: torch.nn.Module, images: torch.Tensor) -> ForwardPass:
+    """Measured on all of *images* at once, with the threads that torch has."""
+    with FlopCounterMode(display=False) as counter:
+        network(images)
+    started = time.perf_counter()
+    network(images)
+    seconds = time.perf_counter() - started
+    return ForwardPass(seconds / len(images), counter.get_total_flops() / len(images))
+
+
+def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

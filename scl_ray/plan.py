@@ -6,9 +6,10 @@ What is finished is what is on disk: nothing here remembers an earlier run.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from scl_ray.config import Cell, InputError, Slot, Sweep, Trial
+from scl_ray.config import Cell, Evaluation, InputError, Slot, Sweep, Trial
+from scl_ray.given.config import Comparison, Network
 from scl_ray.store import SCHEMA, Shard, Store, Versioned
 
 if TYPE_CHECKING:
@@ -18,38 +19,41 @@ SAMPLE = 16  # the first ranks, whose images, maps and curves are kept for the r
 GRANULE = 64  # shards are cut on multiples of it
 
 
-class Work(NamedTuple):
+T = TypeVar("T", bound=Trial | Network)  # what is planned: a point of a sweep's grid, or a given network
+
+
+class Work(NamedTuple, Generic[T]):
     """What one trial still needs."""
 
-    trial: Trial
+    trial: T
     train: bool
     shards: tuple[Shard, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[T]):
     """The trials, cells and images that a sweep covers, and the work that each trial still needs."""
 
-    sweep: Sweep
+    sweep: Sweep | Comparison
     dataset: dict[str, Any]
-    trials: dict[str, Trial]
+    trials: dict[str, T]
     cells: tuple[Versioned, ...]
     not_cells: tuple[tuple[Cell, str], ...]
     images: int
     shard_images: int
-    work: dict[str, Work]
+    work: dict[str, Work[T]]
 
     def shards(self, store: Store, trial_id: str) -> list[Shard]:
         """What of a trial's evaluation *store* does not hold."""
-        trial, evaluation = self.trials[trial_id], self.sweep.evaluation
-        return store.missing(
-            trial_id, self.cells, readouts(trial, self.sweep), self.images, self.shard_images, evaluation.save_maps
-        )
+        evaluation = self.sweep.evaluation
+        wanted = readouts(self.trials[trial_id].readout, evaluation)
+        return store.missing(trial_id, self.cells, wanted, self.images, self.shard_images, evaluation.save_maps)
 
     def record(self) -> dict[str, Any]:
         """``plan.json``: which rows of the store are this sweep's."""
         return {
             "schema": SCHEMA,
+            "kind": self.sweep.kind,
             "trials": list(self.trials),
             "cells": [[*v.cell, v.version] for v in self.cells],
             "metrics": {v.cell.metric: _reading(v.cell.metric) for v in self.cells},
@@ -60,12 +64,12 @@ class Plan:
             "dataset": self.dataset,
         }
 
-    def trial_record(self, trial: Trial) -> dict[str, Any]:
+    def trial_record(self, trial: T) -> dict[str, Any]:
         """What a trial's record says whatever became of it."""
         return {
             "label": trial.label,
-            "objective_label": trial.objective.label,
-            "configuration": trial.model_dump(mode="json", exclude={"objective": {"training"}}),
+            "objective_label": trial.objective_label,
+            "configuration": trial.configuration(),
             "dataset": {
                 **{key: self.dataset[key] for key in ("name", "fingerprint", "image_size")},
                 "classes": len(self.dataset["classes"]),
@@ -73,8 +77,14 @@ class Plan:
         }
 
 
-def make(sweep: Sweep, dataset: "Dataset", store: Store, slots: int) -> Plan:
+def make(sweep: Sweep, dataset: "Dataset", store: Store, slots: int) -> Plan[Trial]:
     """Compare what *sweep* wants with what *store* holds. *slots* is how many shards can run at once."""
+    trials = {trial.identity(dataset.fingerprint, dataset.image_size): trial for trial in sweep.trials()}
+    return compare(sweep, trials, dataset, store, slots)
+
+
+def compare(sweep: Sweep | Comparison, trials: dict[str, T], dataset: "Dataset", store: Store, slots: int) -> Plan[T]:
+    """Compare what is wanted of *trials*, by their identity, with what *store* holds."""
     from scl_ray.evaluation import cell_version
 
     summary = describe(dataset)
@@ -82,7 +92,6 @@ def make(sweep: Sweep, dataset: "Dataset", store: Store, slots: int) -> Plan:
     versioned = tuple(Versioned(cell, cell_version(cell)) for cell in cells)
     images = images_of(sweep, len(dataset.test_labels))
     forward_passes(cells, summary["image_size"])
-    trials = {trial.identity(summary["fingerprint"], summary["image_size"]): trial for trial in sweep.trials()}
     step = shard_images(images, len(trials), slots)
     plan = Plan(sweep, summary, trials, versioned, tuple(not_cells), images, step, work={})
     for trial_id, trial in trials.items():
@@ -92,7 +101,7 @@ def make(sweep: Sweep, dataset: "Dataset", store: Store, slots: int) -> Plan:
     return plan
 
 
-def check_backbones(plan: Plan) -> None:
+def check_backbones(plan: Plan, names: Sequence[str]) -> None:
     """Raise InputError when a backbone, built here untrained, cannot be explained by one of the plan's methods."""
     import torch
 
@@ -104,7 +113,7 @@ def check_backbones(plan: Plan) -> None:
     methods = dict.fromkeys(v.cell.method for v in plan.cells)
     image, target = torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.int64)
     reference, labels = torch.zeros(classes, 3, size, size), torch.arange(classes)
-    for name in plan.sweep.grid.backbone:
+    for name in names:
         try:
             with torch.random.fork_rng(devices=[]):
                 backbone = backbones.build(name, size).eval()
@@ -129,7 +138,7 @@ def forward_passes(cells: Sequence[Cell], image_size: int) -> int:
         raise InputError(f"evaluation.metrics: {error}") from error
 
 
-def cells_of(sweep: Sweep, has_masks: bool) -> tuple[list[Cell], list[tuple[Cell, str]]]:
+def cells_of(sweep: Sweep | Comparison, has_masks: bool) -> tuple[list[Cell], list[tuple[Cell, str]]]:
     """The sweep's cells, and those that make no sense with the reason."""
     from scl_ray.evaluation import cells
 
@@ -140,7 +149,7 @@ def cells_of(sweep: Sweep, has_masks: bool) -> tuple[list[Cell], list[tuple[Cell
     return valid, not_cells
 
 
-def images_of(sweep: Sweep, available: int) -> int:
+def images_of(sweep: Sweep | Comparison, available: int) -> int:
     """How many test images are explained. Raises InputError when the configuration asks for more than there are."""
     wanted = sweep.evaluation.images
     if wanted is not None and wanted > available:
@@ -149,10 +158,9 @@ def images_of(sweep: Sweep, available: int) -> int:
     return wanted or available
 
 
-def readouts(trial: Trial, sweep: Sweep) -> list[str]:
-    """The read-outs whose predictions are kept: one for each protocol that is evaluated."""
-    kind = "own_layer" if trial.objective.name == "cross_entropy" else "linear_probe"
-    return [kind if protocol == "corrected" else f"{kind}_published" for protocol in sweep.evaluation.protocol]
+def readouts(kind: str, evaluation: Evaluation) -> list[str]:
+    """The read-outs whose predictions are kept: one of this *kind* for each protocol that is evaluated."""
+    return [kind if protocol == "corrected" else f"{kind}_published" for protocol in evaluation.protocol]
 
 
 def shard_images(images: int, trials: int, slots: int) -> int:

@@ -7,10 +7,6 @@ MLflow. Tune's restore is not used: identity and what is on disk decide what run
 import contextlib
 import logging
 import os
-import sys
-import uuid
-from collections import defaultdict
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 # Ray is configured by its environment, so this import comes before Ray's own.
@@ -21,20 +17,17 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old one is silent when asked to be
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 import ray
-import yaml
 from ray import tune
 from rich.console import Console
 
-from scl_ray import datasets, lock, plugins, report, tracking
+from scl_ray import datasets, lock, plugins, session, tracking
 from scl_ray import plan as planning
 from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
-from scl_ray.config import InputError, Sweep
+from scl_ray.config import Sweep, Trial
 from scl_ray.plan import Plan
-from scl_ray.results import Results, missing, open_results, trial_means
 from scl_ray.store import Store, local_folder, open_store
 from scl_ray.tracker import Tracker
 
@@ -66,74 +59,36 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
             stack.enter_context(connection.connected(address))
             slots = connection.check_resources(sweep.resources)
         dataset = datasets.load(sweep.dataset)
-        check_writable(store, out)
+        session.check_writable(store, out)
         if address is not None and folder is not None:
             connection.check_shared_folder(folder)
-        stack.enter_context(lock.held(store, lost=_leave))
+        stack.enter_context(lock.held(store, lost=session.leave))
+        session.check_kind(store, sweep.kind)
         store.remove_leftovers()
         store.remove(".tune")
         plan = planning.make(sweep, dataset, store, slots)
         if plan.work:
-            planning.check_backbones(plan)
-        _write_plan(store, plan, dataset)
+            planning.check_backbones(plan, sweep.grid.backbone)
+        session.write_plan(store, plan, dataset)
         failures: dict[str, str] = {}
         is_logged = True
         if plan.work:
             if address is None:
                 stack.enter_context(connection.connected(None))
                 slots = connection.check_resources(sweep.resources)
-            failures, is_logged = _run_trials(plan, store, dataset, slots, out, uri, console)
-        for trial_id in plan.trials.keys() - failures.keys():
-            store.remove_superseded(trial_id, plan.cells)
-        results = open_results(out, sweep.name)
-        if not store.fs.exists(store.path("report/index.html")):
-            report.build(out, sweep.name)
-        if is_logged:
-            is_logged = _log(plan, results, out, uri, failures, console)
-        _summarise(plan, out, failures, console)
-        if not is_logged:
-            console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
-    return 1 if failures else 0
-
-
-def check_writable(store: Store, out: str) -> None:
-    """Raise InputError unless results can be written below *out*."""
-    probe = f".probe-{uuid.uuid4().hex}"
-    try:
-        store.write(probe, b"")
-        store.remove(probe)
-    except Exception as error:  # every remote filesystem raises errors of its own
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"--out {out}: cannot be written ({reason}); give another folder") from error
-
-
-def _write_plan(store: Store, plan: Plan, dataset: "Dataset") -> None:
-    """Write what this run covers, unless it is all done and the same as the last run's."""
-    resolved = yaml.safe_dump(plan.sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
-    is_same = store.read("sweep.yaml") == resolved and store.read_json("plan.json") == plan.record()
-    if is_same and not plan.work:
-        return
-    # First of all: an older report must not pass for this run's, should the run end before its own is written.
-    store.remove("report/index.html")
-    store.write("sweep.yaml", resolved)
-    store.write_json("plan.json", plan.record())
-    store.write_table("samples/images.parquet", _sample_images(plan, dataset))
-
-
-def _sample_images(plan: Plan, dataset: "Dataset") -> pa.Table:
-    indices = dataset.evaluation_order[: min(planning.SAMPLE, plan.images)]
-    images = dataset.test_images[indices]
-    return pa.table({
-        "image": pa.array(indices, pa.int32()),
-        "label": pa.array(dataset.test_labels[indices], pa.int32()),
-        **{name: pa.array([size] * len(images), pa.int32())
-           for name, size in zip(("channels", "height", "width"), images.shape[1:], strict=True)},
-        "pixels": pa.array(list(images.reshape(len(images), -1)), pa.list_(pa.uint8())),
-    })  # fmt: skip
+            failures, is_logged = _run_trials(sweep, plan, store, dataset, slots, out, uri, console)
+        return session.finish(plan, store, out, uri, failures, is_logged, console)
 
 
 def _run_trials(
-    plan: Plan, store: Store, dataset: "Dataset", slots: int, out: str, uri: str, console: Console
+    sweep: Sweep,
+    plan: Plan[Trial],
+    store: Store,
+    dataset: "Dataset",
+    slots: int,
+    out: str,
+    uri: str,
+    console: Console,
 ) -> tuple[dict[str, str], bool]:
     """Run every trial that has something missing. Returns what failed, trial to reason, and whether MLflow kept up."""
     trainable = tune.with_parameters(
@@ -142,15 +97,15 @@ def _run_trials(
         store=store,
         # In a list, so that coordinators pass the reference on and only tasks fetch the images, once per node.
         dataset=[ray.put(dataset)],
-        sources=plugins.bundle(plan.sweep.plugin_names()),
-        train_options=connection.task_options(plan.sweep.resources.train),
-        evaluate_options=connection.task_options(plan.sweep.resources.evaluate),
+        sources=plugins.bundle(sweep.plugin_names()),
+        train_options=connection.task_options(sweep.resources.train),
+        evaluate_options=connection.task_options(sweep.resources.evaluate),
     )
     scratch: dict[str, Any] = {"storage_path": store.path(".tune")}
     if local_folder(out) is None:
         scratch["storage_filesystem"] = pafs.PyFileSystem(pafs.FSSpecHandler(store.fs))
     progress = Progress(plan, slots, console)
-    tracker = Tracker(uri, plan.sweep.name, warn=console.print)
+    tracker = Tracker(uri, sweep.name, warn=console.print)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "memory": COORDINATOR_MEMORY}),
         param_space={"trial": tune.grid_search(list(plan.work))},
@@ -200,45 +155,3 @@ class _Follow(tune.Callback):
                 return
             if written is not None:
                 self.tracker.trial(written)
-
-
-def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str, str], console: Console) -> bool:
-    """Bring MLflow up to date with the store. Returns False when it is away."""
-    means: dict[str, dict[str, float | None]] = defaultdict(dict)
-    table = trial_means(results)
-    is_incomplete = table["trial"].isin([*failures, *missing(out, plan.sweep.name)["trial"]])
-    for row in table[~is_incomplete].to_dict("records"):
-        means[row["trial"]][f"{row['facet']}/{row['metric']}/{row['method']}"] = row["mean"]
-    try:
-        tracking.log_sweep(
-            uri,
-            plan.sweep.name,
-            results.records.values(),
-            means,
-            f"{out}/{plan.sweep.name}/report",
-            plan.sweep.model_dump(mode="json"),
-            status="FAILED" if failures else "FINISHED",
-        )
-    except tracking.TrackingError as error:
-        console.print(str(error), style="yellow")
-        return False
-    return True
-
-
-def _summarise(plan: Plan, out: str, failures: Mapping[str, str], console: Console) -> None:
-    """Print the table, what failed, and where everything is."""
-    console.print(report.summary_table(out, plan.sweep.name))
-    for trial, reason in failures.items():
-        console.print(f"failed  {plan.trials[trial].label} ({trial}): {reason}", style="red")
-    for what, where in (
-        ("report", f"{out}/{plan.sweep.name}/report/index.html"),
-        ("scores", f"{out}/{plan.sweep.name}/scores"),
-        ("MLflow", tracking.ui_command(out)),
-    ):
-        console.print(f"{what:8}{where}", soft_wrap=True)
-
-
-def _leave(holder: str) -> None:
-    # Two writers would undo each other's work; what is finished is on disk, so leaving at once loses nothing.
-    print(f"stopped: {holder} has taken over this sweep", file=sys.stderr, flush=True)
-    os._exit(2)

@@ -69,7 +69,7 @@ class Progress:
                 self.epochs_seen += 1
             case "training":
                 self.train_seconds += report["reached"].get("slot_seconds", 0.0)
-            case "trained":
+            case "trained" if self.plan.work[trial].train:
                 self.epoch[trial] = self.plan.work[trial].trial.training.epochs
             case "evaluating":
                 self.shards_left[trial] -= 1

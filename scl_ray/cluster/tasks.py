@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from scl_ray import plugins
+from scl_ray import plugins, shards
 from scl_ray.config import Trial
-from scl_ray.plan import SAMPLE
-from scl_ray.store import Shard, Store, evaluation, rows_of
+from scl_ray.store import Shard, Store
 
 if TYPE_CHECKING:
     from scl_ray.checkpoint import Checkpoint
     from scl_ray.datasets import Dataset
+    from scl_ray.given.checkpoint import GivenClassifier
 
 
 def train(
@@ -89,27 +89,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Explain and score one shard and write its parts, the scores last. Returns what it took and where."""
     started = time.perf_counter()
-    from scl_ray.evaluation import evaluate as measure
-
     device = _prepare(sources, threads)
-    kept = shard.maps or shard.cells
-    result = measure(
-        _checkpoint(store, trial_id), dataset, shard.first, shard.last,
-        list(dict.fromkeys(v.cell for v in (*shard.cells, *shard.maps))),
-        readouts=shard.readouts, device=device, sample=SAMPLE, save_maps=bool(shard.maps),
-    )  # fmt: skip
-    name, in_sample = evaluation(shard.cells), min(shard.last, SAMPLE - 1)
-    if result.maps.num_rows:
-        last = shard.last if shard.maps else in_sample
-        store.write_part("samples", trial_id, evaluation(kept), shard.first, last, rows_of(result.maps, kept), kept)
-    if shard.cells and result.curves.num_rows:
-        curves = rows_of(result.curves, shard.cells)
-        store.write_part("curves", trial_id, name, shard.first, in_sample, curves, shard.cells)
-    for readout, table in result.predictions.items():
-        store.write_part("predictions", trial_id, readout, shard.first, shard.last, table)
-    if shard.cells:
-        scores = rows_of(result.scores, shard.cells)
-        store.write_part("scores", trial_id, name, shard.first, shard.last, scores, shard.cells)
+    shards.evaluate(store, trial_id, _checkpoint(store, trial_id), shard, dataset, device)
     return {"slot_seconds": time.perf_counter() - started, "node": _node()}
 
 
@@ -131,7 +112,7 @@ def _prepare(sources: Mapping[str, str], threads: int) -> str:
 
 
 @lru_cache(maxsize=2)
-def _checkpoint(store: Store, trial_id: str) -> "Checkpoint":
+def _checkpoint(store: Store, trial_id: str) -> "Checkpoint | GivenClassifier":
     from scl_ray.checkpoint import from_files
 
     return from_files(store.read_checkpoint(trial_id))

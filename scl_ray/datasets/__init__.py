@@ -80,12 +80,16 @@ class Dataset:
         return int(self.test_images.shape[-1])
 
 
-def load(config: DatasetConfig) -> Dataset:
+def load(config: DatasetConfig, *, to_train: bool = True) -> Dataset:
     """The dataset that *config* names, resized to ``config.image_size`` (default: the dataset's own size).
 
-    Raises InputError when it is missing, empty or inconsistent.
+    Unless it is *to_train*, training and validation images may be none. Raises InputError when it is missing, empty or
+    inconsistent.
     """
     source = _read(config)
+    if to_train and len(source.train_labels) == 0:
+        raise InputError(f"dataset {config.name}: {config.root} holds test images alone; set dataset.root to a folder "
+                         "with train/ and test/, each with a folder per class")  # fmt: skip
     size = config.image_size or (INFO[config.name].image_size if config.name in INFO else source.test_images.shape[-1])
     for images, labels in ((source.train_images, source.train_labels), (source.test_images, source.test_labels)):
         if len(images) != len(labels):
@@ -95,7 +99,7 @@ def load(config: DatasetConfig) -> Dataset:
     train, test = _resized(source.train_images, size), _resized(source.test_images, size)
     order = stratified_order(source.train_labels)
     held_out = round(config.validation * len(order))
-    if held_out == 0 or len(test) == 0:
+    if (to_train and held_out == 0) or len(test) == 0:
         raise InputError(
             f"dataset {config.name}: {len(order)} training and {len(test)} test images are too few for "
             f"dataset.validation {config.validation}; give more images"
@@ -160,7 +164,9 @@ def _resized_masks(masks: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
 
 
 def _mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel, of pixels in [0, 1]; exact, from the histogram of the 256 levels."""
+    """Per channel, of pixels in [0, 1]; exact, from the histogram of the 256 levels; 0 and 1 without any."""
+    if len(images) == 0:
+        return (0.0,) * images.shape[1], (1.0,) * images.shape[1]
     levels = np.arange(256) / 255
     means, stds = [], []
     for channel in range(images.shape[1]):

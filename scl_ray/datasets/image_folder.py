@@ -1,4 +1,7 @@
-"""Images in folders: ``train/<class>/``, ``test/<class>/`` and, beside them, ``masks/<class>/<stem>.png``."""
+"""Images in folders: ``train/<class>/``, ``test/<class>/`` and, beside them, ``masks/<class>/<stem>.png``.
+
+For networks that are trained already, ``<class>/`` may stand there directly: then all are test images.
+"""
 
 import hashlib
 import os
@@ -18,23 +21,23 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", 
 def read(config: DatasetConfig) -> Source:
     """Every image, squeezed to a square of ``config.image_size`` (default 224) pixels: nothing is cropped away.
 
-    Classes are the sub-folders of ``train/`` in the order of their names; images stand in the order of their paths.
+    Classes are the sub-folders of ``test/`` in the order of their names; images stand in the order of their paths.
     Where ``masks/`` exists, every test image has one, of its own size, non-zero on the object.
     """
     root = _root(config)
     size = config.image_size or DEFAULT_IMAGE_SIZE
     files = _files(root)
-    classes = tuple(files["train"])
+    classes = tuple(files["test"])
     paths = {split: [path for label in classes for path in files[split].get(label, [])] for split in files}
     labels = {
-        split: np.repeat(np.arange(len(classes)), [len(files[split][label]) for label in classes])
+        split: np.repeat(np.arange(len(classes)), [len(files[split].get(label, [])) for label in classes])
         for split in ("train", "test")
     }
     return Source(
         classes=classes,
-        train_images=np.stack([_image(path, size) for path in paths["train"]]),
+        train_images=_images_of(paths["train"], size),
         train_labels=labels["train"],
-        test_images=np.stack([_image(path, size) for path in paths["test"]]),
+        test_images=_images_of(paths["test"], size),
         test_labels=labels["test"],
         test_masks=np.stack([_mask(path, size) for path in paths["masks"]]) if paths["masks"] else None,
         fingerprint=fingerprint(config),
@@ -77,25 +80,20 @@ def _root(config: DatasetConfig) -> Path:
 
 def _files(root: Path) -> dict[str, dict[str, list[Path]]]:
     """``{"train": {class: paths}, "test": …, "masks": …}``, masks in the order of the test images, {} without any."""
-    found: dict[str, dict[str, list[Path]]] = {}
-    for split in ("train", "test"):
-        if not (root / split).is_dir():
-            raise InputError(
-                f"{root / split}: is no folder; dataset.root holds train/ and test/ with a folder per class"
-            )
-        found[split] = {folder.name: _images(folder) for folder in _folders(root / split)}
+    found: dict[str, dict[str, list[Path]]] = {"train": {}}
+    alone = _is_of_classes(root)
+    for split, place in {"test": root}.items() if alone else ((name, root / name) for name in ("train", "test")):
+        if not place.is_dir():
+            raise InputError(f"{place}: is no folder; dataset.root holds train/ and test/ with a folder per class")
+        found[split] = {folder.name: _images(folder) for folder in _folders(place)}
+        if alone:
+            found[split].pop("masks", None)
         for label, paths in found[split].items():
             if not paths:
                 known = ", ".join(sorted(_SUFFIXES))
-                raise InputError(f"{root / split / label}: holds zero images; add some ({known})")
-    if not found["train"]:
-        raise InputError(f"{root / 'train'}: holds zero images; add a folder of images for each class")
-    for split, other in (("train", "test"), ("test", "train")):
-        if lacking := sorted(found[split].keys() - found[other].keys()):
-            name = f"{other}/{lacking[0]}/"
-            raise InputError(
-                f"{root / other}: lacks the class {lacking[0]!r} of {split}/; add {name} or remove the class"
-            )
+                raise InputError(f"{place / label}: holds zero images; add some ({known})")
+    if not alone:
+        _check_same_classes(root, found)
     found["masks"] = {}
     if (root / "masks").is_dir():
         for label, paths in found["test"].items():
@@ -106,6 +104,24 @@ def _files(root: Path) -> dict[str, dict[str, list[Path]]]:
     return found
 
 
+def _check_same_classes(root: Path, found: dict[str, dict[str, list[Path]]]) -> None:
+    if not found["train"]:
+        raise InputError(f"{root / 'train'}: holds zero images; add a folder of images for each class")
+    for split, other in (("train", "test"), ("test", "train")):
+        if lacking := sorted(found[split].keys() - found[other].keys()):
+            name = f"{other}/{lacking[0]}/"
+            raise InputError(
+                f"{root / other}: lacks the class {lacking[0]!r} of {split}/; add {name} or remove the class"
+            )
+
+
+def _is_of_classes(root: Path) -> bool:
+    """Whether the classes' folders stand in *root* itself, so that there are test images alone."""
+    if not root.is_dir() or any((root / split).is_dir() for split in ("train", "test")):
+        return False
+    return any(_images(folder) for folder in _folders(root))
+
+
 def _folders(split: Path) -> list[Path]:
     return sorted(folder for folder in split.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
@@ -113,6 +129,10 @@ def _folders(split: Path) -> list[Path]:
 def _images(folder: Path) -> list[Path]:
     # Names decide the order, on every file system.
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+
+
+def _images_of(paths: list[Path], size: int) -> NDArray[np.uint8]:
+    return np.stack([_image(path, size) for path in paths]) if paths else np.empty((0, 3, size, size), np.uint8)
 
 
 def _image(path: Path, size: int) -> NDArray[np.uint8]:

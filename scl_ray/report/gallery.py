@@ -61,11 +61,12 @@ def make(results: Results, backbone: str, protocol: str) -> list[Gallery]:
     for method in dict.fromkeys(cells["method"]):
         rows = {}
         for trial, label in zip(shown["trial"], shown["objective_label"], strict=True):
+            named = results.records[trial].get("classes", classes)  # a given network may have outputs of its own
             row: list[Picture | None] = []
             for image, (_, pixels) in sample.items():
                 attribution = found[trial].get((image, method))
                 known = (trial, image) in predicted.index
-                row.append(_explained(pixels, attribution, predicted.loc[(trial, image)], classes, label, image)
+                row.append(_explained(pixels, attribution, predicted.loc[(trial, image)], named, label, image)
                            if attribution is not None and known else None)  # fmt: skip
             rows[str(label)] = row
         if any(picture for row in rows.values() for picture in row):

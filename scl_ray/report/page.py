@@ -1,6 +1,6 @@
 """The report's page: one self-contained HTML file that needs no network, in a light and a dark theme."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ def render(name: str, results: Results, made: Tables, views: list[View]) -> str:
     return environment.get_template("page.html.j2").render(
         name=name,
         plan=results.plan,
+        given=results.plan.get("kind") == "comparison",
         grid=_grid(results),
         reference=made.reference,
         views=[{
@@ -178,16 +179,26 @@ def _grid(results: Results) -> dict[str, Any]:
 def _provenance(results: Results) -> list[tuple[str, str]]:
     records = list(results.records.values())
     versions = {f"{name} {version}" for record in records for name, version in record.get("versions", {}).items()}
-    finished = sorted(record["finished"] for record in records if record.get("finished"))
     dataset = results.plan["dataset"]
     definitions = sorted({version for _, _, version in results.plan["cells"]})
     return [
         ("Dataset", f"{dataset['name']}, fingerprint {dataset['fingerprint']}"),
         ("Software", ", ".join(sorted(versions)) or "not recorded"),
-        ("Trained on", ", ".join(sorted({f"{r['host']} ({r['device']})" for r in records if r.get("host")}))),
-        ("Trained between", f"{finished[0]} and {finished[-1]}" if finished else "not recorded"),
+        *_origin(records),
         ("Cells", f"{len(results.cells)} pairs of method and metric, defined in version {', '.join(definitions)}"),
     ]  # fmt: skip
+
+
+def _origin(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Where the networks come from: their training, or the weights that were given."""
+    given = [record["configuration"]["network"] for record in records if "network" in record["configuration"]]
+    if given:
+        return [("Weights", "; ".join(f"{one['label']}: {one['model']}, SHA-256 {one['weights']}" for one in given))]
+    finished = sorted(record["finished"] for record in records if record.get("finished"))
+    return [
+        ("Trained on", ", ".join(sorted({f"{r['host']} ({r['device']})" for r in records if r.get("host")}))),
+        ("Trained between", f"{finished[0]} and {finished[-1]}" if finished else "not recorded"),
+    ]
 
 
 def _p_value(p: float) -> str:

@@ -1,0 +1,129 @@
+"""What every run does around its work: checks of the store, the plan on disk; at the end report, log and summary."""
+
+import os
+import sys
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import yaml
+from rich.console import Console
+
+from scl_ray import plan as planning
+from scl_ray import report, tracking
+from scl_ray.config import InputError
+from scl_ray.plan import Plan
+from scl_ray.results import Results, missing, open_results, trial_means
+from scl_ray.store import Store
+
+if TYPE_CHECKING:
+    from scl_ray.datasets import Dataset
+
+
+def check_writable(store: Store, out: str) -> None:
+    """Raise InputError unless results can be written below *out*."""
+    probe = f".probe-{uuid.uuid4().hex}"
+    try:
+        store.write(probe, b"")
+        store.remove(probe)
+    except Exception as error:  # every remote filesystem raises errors of its own
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"--out {out}: cannot be written ({reason}); give another folder") from error
+
+
+def check_kind(store: Store, kind: str) -> None:
+    """Raise InputError where the store holds something else than a *kind*: sweep or comparison."""
+    plan = store.read_json("plan.json")
+    held = kind if plan is None else plan.get("kind", "sweep")
+    if held != kind:
+        raise InputError(f"{store.root}: holds a {held}, with which a {kind} does not mix; choose another --name")
+
+
+def write_plan(store: Store, plan: Plan, dataset: "Dataset") -> None:
+    """Write what this run covers, unless it is all done and the same as the last run's."""
+    resolved = yaml.safe_dump(plan.sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
+    is_same = store.read("sweep.yaml") == resolved and store.read_json("plan.json") == plan.record()
+    if is_same and not plan.work:
+        return
+    # First of all: an older report must not pass for this run's, should the run end before its own is written.
+    store.remove("report/index.html")
+    store.write("sweep.yaml", resolved)
+    store.write_json("plan.json", plan.record())
+    store.write_table("samples/images.parquet", _sample_images(plan, dataset))
+
+
+def _sample_images(plan: Plan, dataset: "Dataset") -> pa.Table:
+    indices = dataset.evaluation_order[: min(planning.SAMPLE, plan.images)]
+    images = dataset.test_images[indices]
+    return pa.table({
+        "image": pa.array(indices, pa.int32()),
+        "label": pa.array(dataset.test_labels[indices], pa.int32()),
+        **{name: pa.array([size] * len(images), pa.int32())
+           for name, size in zip(("channels", "height", "width"), images.shape[1:], strict=True)},
+        "pixels": pa.array(list(images.reshape(len(images), -1)), pa.list_(pa.uint8())),
+    })  # fmt: skip
+
+
+def finish(
+    plan: Plan, store: Store, out: str, uri: str, failures: Mapping[str, str], is_logged: bool, console: Console
+) -> int:
+    """Report, log and sum up what is there now. Returns 0, or 1 when something failed.
+
+    failures: trial to reason. is_logged: whether MLflow has kept up so far; when it has not, it is not asked again.
+    """
+    for trial_id in plan.trials.keys() - failures.keys():
+        store.remove_superseded(trial_id, plan.cells)
+    results = open_results(out, plan.sweep.name)
+    if not store.fs.exists(store.path("report/index.html")):
+        report.build(out, plan.sweep.name)
+    if is_logged:
+        is_logged = _log(plan, results, out, uri, failures, console)
+    _summarise(plan, out, failures, console)
+    if not is_logged:
+        console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
+    return 1 if failures else 0
+
+
+def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str, str], console: Console) -> bool:
+    """Bring MLflow up to date with the store. Returns False when it is away."""
+    means: dict[str, dict[str, float | None]] = defaultdict(dict)
+    table = trial_means(results)
+    is_incomplete = table["trial"].isin([*failures, *missing(out, plan.sweep.name)["trial"]])
+    for row in table[~is_incomplete].to_dict("records"):
+        means[row["trial"]][f"{row['facet']}/{row['metric']}/{row['method']}"] = row["mean"]
+    try:
+        tracking.log_sweep(
+            uri,
+            plan.sweep.name,
+            results.records.values(),
+            means,
+            f"{out}/{plan.sweep.name}/report",
+            plan.sweep.model_dump(mode="json"),
+            status="FAILED" if failures else "FINISHED",
+        )
+    except tracking.TrackingError as error:
+        console.print(str(error), style="yellow")
+        return False
+    return True
+
+
+def _summarise(plan: Plan, out: str, failures: Mapping[str, str], console: Console) -> None:
+    """Print the table, what failed, and where everything is."""
+    console.print(report.summary_table(out, plan.sweep.name))
+    for trial, reason in failures.items():
+        console.print(f"failed  {plan.trials[trial].label} ({trial}): {reason}", style="red")
+    for what, where in (
+        ("report", f"{out}/{plan.sweep.name}/report/index.html"),
+        ("scores", f"{out}/{plan.sweep.name}/scores"),
+        ("MLflow", tracking.ui_command(out)),
+    ):
+        console.print(f"{what:8}{where}", soft_wrap=True)
+
+
+def leave(holder: str) -> None:
+    """End this process, since *holder* has taken over what it writes."""
+    # Two writers would undo each other's work; what is finished is on disk, so leaving at once loses nothing.
+    print(f"stopped: {holder} has taken over this sweep", file=sys.stderr, flush=True)
+    os._exit(2)
