@@ -6,7 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scl_ray.attribution import backpropagation, cam, controls, gradients, perturbation, registry, relevance
+from scl_ray.attribution import (
+    backpropagation,
+    cam,
+    cam_perturbation,
+    controls,
+    gradients,
+    perturbation,
+    registry,
+    relevance,
+)
 from scl_ray.attribution.batch import Batch
 from scl_ray.attribution.method import Method
 from scl_ray.attribution.passes import Forward, Gradients, backward, forward
@@ -20,8 +29,8 @@ __all__ = [
 
 
 METHODS: dict[str, Method] = {
-    **cam.METHODS, **gradients.METHODS, **backpropagation.METHODS, **relevance.METHODS, **perturbation.METHODS,
-    **controls.METHODS,
+    **cam.METHODS, **cam_perturbation.METHODS, **gradients.METHODS, **backpropagation.METHODS, **relevance.METHODS,
+    **perturbation.METHODS, **controls.METHODS,
 }  # fmt: skip
 
 

@@ -2,15 +2,25 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from pytorch_grad_cam import EigenCAM, GradCAM
+from pytorch_grad_cam import (
+    EigenCAM,
+    EigenGradCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    XGradCAM,
+    base_cam,
+)
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection, get_2d_projection_with_sign_correction
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from scl_ray.attribution import Batch, explain, explain_many, shared_forward
-from scl_ray.attribution.cam import unit_range
+from scl_ray.attribution import Batch, explain, explain_many, shared_forward, shared_passes
+from scl_ray.attribution.cam import METHODS, unit_range
 from scl_ray.attribution.layers import cam_layer
+from scl_ray.attribution.passes import backward, forward
 
 RESIZE = 1e-4  # grad-cam resizes with OpenCV
 
@@ -22,6 +32,76 @@ def test_grad_cam_equals_grad_cam_library(network, images, targets):
         ours = explain(network, images, targets, "grad_cam", protocol=protocol)
         assert ours.dtype == torch.float32
         assert np.abs(ours.numpy() - theirs).max() < RESIZE
+
+
+@pytest.mark.parametrize("where", ["last block", "in the middle"])
+@pytest.mark.parametrize(
+    ("method", "peer"),
+    [
+        ("grad_cam", GradCAM),
+        ("grad_cam_plus_plus", GradCAMPlusPlus),
+        ("hires_cam", HiResCAM),
+        ("x_grad_cam", XGradCAM),
+        ("layer_cam", LayerCAM),
+        ("eigen_cam", EigenCAM),
+        ("eigen_grad_cam", EigenGradCAM),
+    ],
+)
+@threadpool_limits.wrap(1, user_api="blas")
+def test_published_cams_equal_grad_cam_library(monkeypatch, network, images, targets, method, peer, where):
+    # Before pooling and a linear layer the gradient is the same at every position, and several CAMs agree.
+    layer = network.cam_layer if where == "last block" else network.backbone.layer2
+    images, targets = images[:8], targets[:8]
+    ours = explain(network, images, targets, method, layer=layer, protocol="published").numpy()
+    wanted = [ClassifierOutputTarget(int(target)) for target in targets]
+    assert np.abs(ours - peer(network, [layer])(images, wanted)).max() < RESIZE
+    monkeypatch.setattr(base_cam, "scale_cam_image", scale_as_torch_does)
+    assert np.abs(ours - peer(network, [layer])(images, wanted)).max() < 1e-5
+    if method not in ("grad_cam_plus_plus", "eigen_cam", "eigen_grad_cam"):
+        assert np.array_equal(ours, explain(network, images, targets, method, layer=layer).numpy())
+
+
+def scale_as_torch_does(maps, size=None):
+    """grad-cam's own scaling, without OpenCV."""
+    maps = torch.from_numpy(maps)
+    maps = maps - maps.amin((1, 2), keepdim=True)
+    maps = maps / (1e-7 + maps.amax((1, 2), keepdim=True))
+    if size is not None:
+        maps = nn.functional.interpolate(maps[:, None], size[::-1], mode="bilinear")[:, 0]
+    return maps.numpy()
+
+
+def test_corrected_grad_cam_plus_plus_is_the_papers_equation(network, images, targets):
+    layer, images, targets = network.backbone.layer2, images[:4], targets[:4]
+    passed = forward(network, images, layer)
+    slopes = backward(passed, nn.functional.one_hot(targets, 10)).activations.double()
+    maps = torch.zeros(passed.activations[:, 0].shape, dtype=torch.float64)
+    for n, activations in enumerate(passed.activations.detach().double()):
+        for channel, slope in zip(activations, slopes[n], strict=True):
+            weight = 0.0
+            for g in slope.flatten().tolist():
+                if g > 0:
+                    weight += g * g**2 / (2 * g**2 + channel.sum().item() * g**3)
+            maps[n] += weight * channel
+    resized = nn.functional.interpolate(maps.relu()[:, None], images.shape[-2:], mode="bilinear")[:, 0]
+    ours = explain(network, images, targets, "grad_cam_plus_plus", layer=layer)
+    assert (ours - unit_range(resized)).abs().max() < 1e-5
+    published = explain(network, images, targets, "grad_cam_plus_plus", layer=layer, protocol="published")
+    assert (ours - published).abs().max() > 1e-3
+
+
+@threadpool_limits.wrap(1, user_api="blas")
+def test_corrected_eigen_grad_cam_turns_the_larger_half_up(network, images, targets):
+    layer = network.backbone.layer2
+    passed = forward(network, images, layer)
+    slopes = backward(passed, nn.functional.one_hot(targets, 10)).activations
+    products = (passed.activations.detach() * slopes).numpy()
+    theirs = torch.from_numpy(get_2d_projection_with_sign_correction(products))
+    resized = nn.functional.interpolate(theirs.relu()[:, None], images.shape[-2:], mode="bilinear")[:, 0]
+    corrected = explain(network, images, targets, "eigen_grad_cam", layer=layer)
+    assert (corrected - unit_range(resized)).abs().max() < 1e-5
+    published = explain(network, images, targets, "eigen_grad_cam", layer=layer, protocol="published")
+    assert ((corrected - published).abs().amax((1, 2)) > 0.01).any()
 
 
 @pytest.fixture(scope="session")
@@ -60,12 +140,13 @@ def test_corrected_eigen_cam_turns_the_larger_half_up(request, name, images, tar
 
 def test_all_cams_share_one_forward_and_one_backward(network, images, targets):
     forwards, backwards = [], []
+    methods = [*METHODS, "saliency", "input_x_gradient"]
     with (
         network.cam_layer.register_forward_hook(lambda *_: forwards.append(1)),
         network.readout.register_full_backward_hook(lambda *_: backwards.append(1)),
     ):
-        both = explain_many(Batch(network, images, targets), ["grad_cam", "eigen_cam", "saliency", "input_x_gradient"])
-    assert (len(forwards), len(backwards)) == (1, 1)
+        both = explain_many(Batch(network, images, targets), methods)
+    assert (len(forwards), len(backwards), shared_passes(METHODS)) == (1, 1, 1)
     for method, maps in both.items():
         assert (maps - explain(network, images, targets, method)).abs().max() < 1e-5
 
