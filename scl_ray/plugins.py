@@ -19,9 +19,13 @@ from typing import Any
 
 
 def is_plugin(name: str) -> bool:
-    """Whether *name* has the form ``module:callable``."""
+    """Whether *name* has the form ``module:callable``; ``quantus:ClassName`` is a metric of Quantus and no plugin."""
     module, separator, attribute = name.partition(":")
-    return bool(separator) and all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")])
+    return (
+        bool(separator)
+        and module != "quantus"
+        and all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")])
+    )
 
 
 def load(name: str) -> Callable[..., Any]:

@@ -1,4 +1,9 @@
-"""Coherence: does the attribution lie where people see the object?"""
+"""Coherence: does the attribution lie where people see the object?
+
+Of signed maps, what ranks pixels ranks them by value, and what weighs them takes the positive part: negative
+attribution speaks against the class, so it is no sign of where the object is. `attribution_localisation` takes
+magnitudes, as the study and Quantus do.
+"""
 
 from typing import Any
 
@@ -6,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scl_ray.attribution import Batch
+from scl_ray.attribution.registry import PROTOCOL, positive_integer
 from scl_ray.metrics.flipping import most_important_first
 from scl_ray.metrics.metric import Metric
 from scl_ray.metrics.undefined import FLAT
@@ -36,6 +42,73 @@ def attribution_localisation(batch: Batch, maps: Tensor, passed: None, **paramet
     return inside / magnitudes.sum(1)
 
 
+def top_k_intersection(batch: Batch, maps: Tensor, passed: None, *, k: int | None, protocol: str) -> Tensor:
+    """Share of the *k* most important pixels that lie in the object's mask, in [0,1]; higher is better.
+
+    k: by default 2 % of the pixels, which are about 1000 at 224x224, as in the paper. A mask of fewer than *k* pixels
+    cannot be hit by all. Raises ValueError when the map has fewer.
+
+    Theiner et al., Interpretable Semantic Photo Geolocation, WACV 2022.
+    """
+    pixels = maps[0].numel()
+    most = k or max(1, round(0.02 * pixels))
+    if most > pixels:
+        raise ValueError(f"top_k_intersection: k={most} is more than the {pixels} pixels of an image; take fewer")
+    return _hits(batch, maps, protocol)[:, :most].double().mean(1)
+
+
+def relevance_rank_accuracy(batch: Batch, maps: Tensor, passed: None, *, protocol: str) -> Tensor:
+    """Share of the K most important pixels that lie in the object's mask of K pixels, in [0,1]; higher is better.
+
+    Arras et al., CLEVR-XAI, Information Fusion 81, 2022, eq. 2.
+    """
+    hits = _hits(batch, maps, protocol)
+    size = hits.sum(1, keepdim=True)
+    first = torch.arange(hits.shape[1], device=hits.device) < size
+    return (hits & first).sum(1).double() / size[:, 0]
+
+
+def relevance_mass_accuracy(batch: Batch, maps: Tensor, passed: None, **parameters: Any) -> Tensor:
+    """Share of the map's positive part inside the object's mask, in [0,1]; higher is better.
+
+    The paper defines it for maps of positive relevance. Quantus sums signed values, so that a negative sum outside
+    makes "shares" above 1 and one near zero makes any number; of maps without negative values both are the same.
+    Undefined where nothing is positive. Arras et al., CLEVR-XAI, Information Fusion 81, 2022, eq. 1.
+    """
+    assert batch.masks is not None
+    positive = maps.flatten(1).double().clamp(min=0)
+    return torch.where(batch.masks.flatten(1).bool(), positive, 0).sum(1) / positive.sum(1)
+
+
+def localisation_auc(batch: Batch, maps: Tensor, passed: None, *, protocol: str) -> Tensor:
+    """Area under the ROC curve of the map's values as scores of whether a pixel lies in the object's mask, in [0,1].
+
+    0.5 is chance; higher is better. Equal values count half, as the trapezoid rule has it; ``corrected`` rounds to 1e-6
+    of the map's largest magnitude first. Undefined where the mask is empty or covers the image.
+
+    Fawcett, An Introduction to ROC Analysis, Pattern Recognition Letters 27(8), 2006.
+    """
+    assert batch.masks is not None
+    masks, values = batch.masks.flatten(1).bool(), maps.flatten(1).double()
+    if protocol == "corrected":
+        largest = values.abs().amax(1, keepdim=True)
+        values = (values / torch.where(largest > 0, largest, 1)).mul(1e6).round()
+    # The area is the share of pairs, a pixel in the mask and one outside, that are in the right order (Mann and
+    # Whitney); the ranks of equal values are their mean rank.
+    ordered = values.sort(1).values.contiguous()
+    below, upto = (torch.searchsorted(ordered, values.contiguous(), side=side) for side in ("left", "right"))
+    ranks = (below + upto + 1).double() / 2
+    inside = masks.sum(1).double()
+    right = torch.where(masks, ranks, 0).sum(1) - inside * (inside + 1) / 2
+    return right / (inside * (masks.shape[1] - inside))
+
+
+def _hits(batch: Batch, maps: Tensor, protocol: str) -> Tensor:
+    """Whether each pixel, from the most to the least important, lies in the mask; (N,H*W) bool."""
+    assert batch.masks is not None
+    return batch.masks.flatten(1).bool().gather(1, most_important_first(maps, protocol))
+
+
 METRICS = {
     "pointing_game": Metric(
         pointing_game,
@@ -54,5 +127,42 @@ METRICS = {
         direction="higher",
         range=(0, 1),
         citation="Kohlbrenner et al., IJCNN 2020",
+    ),
+    "top_k_intersection": Metric(
+        top_k_intersection,
+        needs=frozenset({"masks"}),
+        parameters={"protocol": PROTOCOL, "k": positive_integer(None)},
+        undefined=(*FLAT, "empty mask"),
+        facet="coherence",
+        direction="higher",
+        range=(0, 1),
+        citation="Theiner et al., WACV 2022",
+    ),
+    "relevance_mass_accuracy": Metric(
+        relevance_mass_accuracy,
+        needs=frozenset({"masks"}),
+        undefined=(*FLAT, "empty mask"),
+        facet="coherence",
+        direction="higher",
+        range=(0, 1),
+        citation="Arras et al., Information Fusion 2022",
+    ),
+    "relevance_rank_accuracy": Metric(
+        relevance_rank_accuracy,
+        needs=frozenset({"masks"}),
+        undefined=(*FLAT, "empty mask"),
+        facet="coherence",
+        direction="higher",
+        range=(0, 1),
+        citation="Arras et al., Information Fusion 2022",
+    ),
+    "localisation_auc": Metric(
+        localisation_auc,
+        needs=frozenset({"masks"}),
+        undefined=(*FLAT, "empty mask"),
+        facet="coherence",
+        direction="higher",
+        range=(0, 1),
+        citation="Fawcett, Pattern Recognition Letters 2006",
     ),
 }
