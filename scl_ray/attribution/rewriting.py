@@ -1,44 +1,72 @@
-"""Other forms of a network with the same outputs: batch-norm folded into convolutions, every operation a node.
+"""Other forms of a network, with the same outputs: batch-norm folded away, every ReLU a module of its own.
 
-By symbolic tracing (Reed et al., torch.fx, MLSys 2022). A form shares nothing with the network it was made of.
+A form shares nothing with the network it was made of. By symbolic tracing (Reed et al., torch.fx, MLSys 2022).
 """
 
 import copy
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # What a forward pass raises that does with a symbol what only works on a tensor.
-_NOT_TRACED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_NOT_TRACED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
-def folded(model: nn.Module) -> nn.Module:
+def folded(model: nn.Module) -> fx.GraphModule:
     """A copy of *model* in evaluation mode, with batch-norm folded into the convolution before it.
 
     The outputs are the same to rounding. Raises ValueError for a model that cannot be traced.
     """
-    return fold(traced(model))
+    return _fold(_traced(model))
 
 
-def traced(model: nn.Module) -> fx.GraphModule:
-    """A copy of *model* in evaluation mode, as a graph of its operations, whose weights need no gradient.
+def rewritten(model: nn.Module, before: nn.Module | None = None) -> fx.GraphModule:
+    """A copy of *model* as `folded`, in which nothing works in place and every call of a ReLU is a module of its own.
+
+    before: a layer of *model* whose input is then the output. Raises ValueError for a model that cannot be traced.
+    """
+    network = _traced(model)
+    if before is not None:
+        _end_before(network, next(name for name, module in model.named_modules() if module is before))
+    _separate(network)
+    return _fold(network)
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    """A copy of *model* in evaluation mode, as a graph of its operations.
 
     Raises ValueError for a model that cannot be copied, or whose forward pass depends on what an image holds.
     """
     try:
-        network = fx.symbolic_trace(copy.deepcopy(model).eval())
+        return fx.symbolic_trace(copy.deepcopy(model).eval())
     except _NOT_TRACED as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"{type(model).__name__} cannot be rewritten as a graph of operations, so it can be explained only by "
-            f"methods that take a network as it is ({reason})"
-        ) from error
-    return network.requires_grad_(False)
+        raise ValueError(f"the network cannot be traced to a graph of operations ({reason})") from error
 
 
-def fold(network: fx.GraphModule) -> fx.GraphModule:
+def _end_before(network: fx.GraphModule, layer: str) -> None:
+    """Make the input of *layer* the output of *network*."""
+    last = next(node for node in network.graph.nodes if node.op == "call_module" and node.target == layer)
+    end = network.graph.output_node()
+    end.args = (last.args[0],)
+    network.graph.eliminate_dead_code()
+
+
+def _fold(network: fx.GraphModule) -> fx.GraphModule:
     """*network*, changed: batch-norm folded into the convolution before it, where that feeds nothing else."""
+    calls = [node.target for node in network.graph.nodes if node.op == "call_module"]
     for node in list(network.graph.nodes):
         layer = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(layer, fx.Node) or layer.op != "call_module":
@@ -46,9 +74,9 @@ def fold(network: fx.GraphModule) -> fx.GraphModule:
         # Typed as anything: `_plain` says what they are.
         before: Any = network.get_submodule(str(layer.target))
         norm: Any = network.get_submodule(str(node.target))
-        if not _plain(before, _FOLDABLE) or not _plain(norm, _BATCH_NORM) or norm.running_mean is None:
+        if not _plain(before, _CONVOLUTION) or not _plain(norm, _BATCH_NORM) or norm.running_mean is None:
             continue
-        if len(layer.users) > 1 or sum(other.target == layer.target for other in network.graph.nodes) > 1:
+        if len(layer.users) > 1 or calls.count(layer.target) > 1:
             continue
         network.set_submodule(str(layer.target), fuse_conv_bn_eval(before, norm, isinstance(before, _TRANSPOSED)))
         node.replace_all_uses_with(layer)
@@ -63,6 +91,37 @@ def _plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     return type(module) in kinds and not module._forward_pre_hooks and not module._forward_hooks
 
 
+def _separate(network: fx.GraphModule) -> None:
+    """Change *network*: no activation overwrites its input, and every call of a ReLU is a module of its own."""
+    order = {node: position for position, node in enumerate(network.graph.nodes)}
+    for node in [node for node in network.graph.nodes if _overwrites(network, node)]:
+        # Whatever came later read what was written.
+        node.args[0].replace_all_uses_with(node, lambda user, written=order[node]: order[user] > written)
+    for module in network.modules():
+        if "inplace" in vars(module):
+            vars(module)["inplace"] = False
+    for position, node in enumerate(network.graph.nodes):
+        if _is_relu(network, node):
+            name = f"relu_{position}"
+            while hasattr(network, name):
+                name += "_"
+            network.add_submodule(name, nn.ReLU())
+            node.op, node.target, node.args, node.kwargs = "call_module", name, (node.all_input_nodes[0],), {}
+
+
+def _overwrites(network: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(network.get_submodule(str(node.target)), "inplace", False))
+    named = node.target in (F.relu, F.relu6, F.silu, F.hardswish) and True in node.args[1:]
+    return named or node.target in (torch.relu_, "relu_") or bool(node.kwargs.get("inplace"))
+
+
+def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(network.get_submodule(str(node.target))) is nn.ReLU
+    return node.op != "placeholder" and node.target in (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+
+
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
