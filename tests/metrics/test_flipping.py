@@ -75,14 +75,15 @@ def trapezoid(values):
 @pytest.mark.parametrize("method", ["grad_cam", "saliency"])
 def test_equals_a_float64_loop_by_hand(network, images, targets, maps, method):
     exact = copy.deepcopy(network).double()
+    given = (images[:12], targets[:12], maps[method][:12])
     hand = [
         curve_by_hand(exact, image, int(target), attribution, 32, image.min())
         for image, target, attribution in zip(
-            images.double().numpy(), targets, maps[method].double().numpy(), strict=True
+            given[0].double().numpy(), given[1], given[2].double().numpy(), strict=True
         )
     ]
-    auc = score("pixel_flipping_auc", network, images, targets, maps[method])
-    flip = score("prediction_flip_auc", network, images, targets, maps[method])
+    auc = score("pixel_flipping_auc", network, *given)
+    flip = score("prediction_flip_auc", network, *given)
     assert auc.dtype == flip.dtype == torch.float32
     assert np.abs(auc.numpy() - [trapezoid(probabilities) for probabilities, _ in hand]).max() < 1e-5
     assert np.abs(flip.numpy() - [np.mean(kept) for _, kept in hand]).max() < 1e-5
@@ -105,7 +106,7 @@ def test_equals_quantus(monkeypatch, network, images, targets):
     # It flips single channel values, in the order of a map that is broadcast over the channels. An offset for each
     # channel, far below the smallest gap between values, makes it flip whole pixels; a map without ties leaves nothing
     # to the unstable sort. The pixels have to be divisible by the step of 3 x 48 values, which they are at 48x48.
-    images = nn.functional.interpolate(images, (48, 48), mode="bilinear")
+    images, targets = nn.functional.interpolate(images[:8], (48, 48), mode="bilinear"), targets[:8]
     saliency = explain(network, images, targets, "saliency").flatten(1)
     ranks = saliency.argsort(1).argsort(1).double().view(-1, 1, 48, 48)
     untied = ranks + torch.tensor([0.2, 0.1, 0.0]).view(1, 3, 1, 1)
@@ -145,7 +146,7 @@ def test_only_the_flip_metric_is_free_of_calibration(network, images, targets, m
 
     cooled = Cooled().eval()
     for metric, free in (("prediction_flip_auc", True), ("pixel_flipping_auc", False)):
-        values = [score(metric, model, images, targets, maps["grad_cam"]) for model in (network, cooled)]
+        values = [score(metric, model, images[:12], targets[:12], maps["grad_cam"][:12]) for model in (network, cooled)]
         assert torch.equal(*values) == free
 
 
@@ -222,7 +223,8 @@ def test_uniform_noise_spans_the_image_and_depends_on_the_image_alone(network, c
     assert not torch.equal(noise[0], noise[1])
 
 
-def test_raw_probabilities_undo_the_temperature(network, images, targets, maps):
+def test_raw_probabilities_undo_the_temperature(network, colourful, targets, maps):
+    given = (colourful, targets[:6], maps["grad_cam"][:6])
     temperature = network.temperature
     assert abs(temperature - 1) > 0.1
 
@@ -231,14 +233,12 @@ def test_raw_probabilities_undo_the_temperature(network, images, targets, maps):
             return network(given) * temperature
 
     for metric in ("pixel_flipping_auc", "deletion_auc", "insertion_auc"):
-        raw = score(metric, network, images, targets, maps["grad_cam"], probability="raw")
-        own = score(metric, Uncalibrated().eval(), images, targets, maps["grad_cam"])
+        raw = score(metric, network, *given, probability="raw")
+        own = score(metric, Uncalibrated().eval(), *given)
         assert (raw - own).abs().max() < 1e-5
-        assert (raw - score(metric, network, images, targets, maps["grad_cam"])).abs().max() > 1e-3
+        assert (raw - score(metric, network, *given)).abs().max() > 1e-3
         # A network without a temperature is as it is.
-        assert torch.equal(
-            score(metric, Uncalibrated().eval(), images, targets, maps["grad_cam"], probability="raw"), own
-        )
+        assert torch.equal(score(metric, Uncalibrated().eval(), *given, probability="raw"), own)
 
 
 def test_metrics_that_read_the_same_images_share_one_run(network, images, targets, maps, passed):
@@ -258,8 +258,8 @@ def test_metrics_that_read_the_same_images_share_one_run(network, images, target
     assert set(kept.unique().tolist()) <= {0.0, 1.0}
     assert torch.allclose(found["grad_cam", "prediction_flip_auc"].values, kept.mean(1))
     for method, metric in cells:
-        alone = score(metric, network, images, targets, maps[method])
-        assert torch.allclose(found[method, metric].values, alone, rtol=0, atol=1e-5)
+        alone = score(metric, network, images[:4], targets[:4], maps[method][:4])
+        assert torch.allclose(found[method, metric].values[:4], alone, rtol=0, atol=1e-5)
 
 
 def test_what_changes_the_images_splits_the_run(network, images, targets, maps, passed):
