@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from scl_ray import attribution, metrics, plugins, specs
 from scl_ray.config import Cell
+from scl_ray.memory import bounded, fitting, in_batches
 
 if TYPE_CHECKING:
     from scl_ray.checkpoint import Checkpoint
     from scl_ray.datasets import Dataset
+    from scl_ray.given.checkpoint import GivenClassifier
 
 Protocol = Literal["corrected", "published"]
 PROTOCOLS: tuple[Protocol, ...] = ("corrected", "published")
@@ -52,7 +55,7 @@ class ShardTables:
 
 
 def evaluate(
-    checkpoint: "Checkpoint",
+    checkpoint: "Checkpoint | GivenClassifier",
     dataset: "Dataset",
     first: int,
     last: int,
@@ -61,17 +64,22 @@ def evaluate(
     readouts: Sequence[str] = (),
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
+    memory: float | None = None,
+    tasks: int = 1,
     sample: int = 16,
     save_maps: bool = False,
 ) -> ShardTables:
     """Explain and score the images of ranks *first* to *last*, inclusive, of the dataset's evaluation order.
 
-    The network of a cell's protocol is explained, for the class that it predicts. Values depend on neither
-    *batch_size* (default: by device and image size) nor the range that an image is evaluated in.
+    The network of a cell's protocol is explained, for the class that it predicts.
 
     readouts: the names of `Checkpoint.readout_name` whose predictions are wanted.
+    batch_size: how many images are explained together; by default what suits the device and fits into *memory*, in GiB,
+      or else into half of what is free, which on a CPU as many *tasks* as this one share. A batch that does not fit is
+      halved. Values depend neither on these nor on the range that an image is evaluated in.
     sample: curves and maps are kept for ranks below it; maps for all ranks with *save_maps*.
-    Raises ValueError for ranks that the dataset does not have, and for a read-out that the checkpoint does not have.
+    Raises ValueError for ranks that the dataset does not have, and for a read-out that the checkpoint does not have;
+    MemoryError where there is no room for one image.
     """
     if not 0 <= first <= last < len(dataset.evaluation_order):
         raise ValueError(f"ranks {first}-{last}: the dataset has ranks 0-{len(dataset.evaluation_order) - 1}")
@@ -79,27 +87,29 @@ def evaluate(
     if unknown := set(readouts) - set(names.values()):
         raise ValueError(f"read-out {min(unknown)!r}: the checkpoint has {' and '.join(names.values())}")
     device = torch.device(device)
-    scores, curves, maps = [], [], []
+    found = _Rows([], [], [], [])
     predictions: dict[str, pa.Table] = {}
-    with _full_float32(device):
+    with _full_float32(device), bounded(device, memory):
         for protocol, name in names.items():
             own = [cell for cell in cells if protocol_of(cell) == protocol]
             if not own and name not in readouts:
                 continue
+            context = _context(checkpoint, protocol, dataset, device)
+            size = fitting(context.model, context.images, memory, tasks)
+            if batch_size is not None:
+                size = size._replace(images=batch_size)
+            kept_maps = len(dataset.evaluation_order) if save_maps else sample
             predicted = []
-            for start, indices, batch in _batches(checkpoint, protocol, dataset, first, last, own, device, batch_size):
-                in_sample = indices[: max(0, sample - start)]
-                found = attribution.explain_many(batch, _methods(own))
-                predicted.append(_prediction_rows(indices, dataset.test_labels[indices], batch))
-                maps += [_map_rows(indices if save_maps else in_sample, *item) for item in found.items()]
-                for pair, result in metrics.score_many(batch, found, own).items():
-                    cell = Cell(*pair)
-                    scores.append(_rows(SCORES, indices, **cell._asdict(), value=_numpy(result.values)))
-                    if result.curve is not None:
-                        curves.append(_curve_rows(in_sample, cell, result.curve))
+            for rows in in_batches(first, last, size, partial(_rows_of, context, dataset, own, sample, kept_maps)):
+                predicted += rows.predictions
+                found.scores.extend(rows.scores)
+                found.curves.extend(rows.curves)
+                found.maps.extend(rows.maps)
             if name in readouts:
                 predictions[name] = _joined(predicted, PREDICTIONS)
-    return ShardTables(_joined(scores, SCORES), predictions, _joined(curves, CURVES), _joined(maps, MAPS))
+    return ShardTables(
+        _joined(found.scores, SCORES), predictions, _joined(found.curves, CURVES), _joined(found.maps, MAPS)
+    )
 
 
 def cells(
@@ -152,76 +162,86 @@ def forward_passes(cells: Sequence[Cell], image_size: int) -> int:
     for protocol in PROTOCOLS:
         own = [cell for cell in cells if protocol_of(cell) == protocol]
         if own:
-            methods = _methods(own)
+            methods = list(dict.fromkeys(cell.method for cell in own))
             total += attribution.shared_passes(methods) + attribution.cost(methods, image_size, shared=True)
             total += metrics.cost(own, image_size)
     return total
 
 
-def _batches(
-    checkpoint: "Checkpoint",
-    protocol: Protocol,
-    dataset: "Dataset",
-    first: int,
-    last: int,
-    own: Sequence[Cell],
-    device: torch.device,
-    batch_size: int | None,
-) -> Iterator[tuple[int, np.ndarray, attribution.Batch]]:
-    """The images of the ranks, batch by batch: the first rank, the test indices, and what scoring them takes.
+class _Rows(NamedTuple):
+    """The tables of some images under one protocol."""
 
-    The forward pass that serves all methods tells the class to explain, the predicted one.
-    """
+    scores: list[pa.Table]
+    predictions: list[pa.Table]
+    curves: list[pa.Table]
+    maps: list[pa.Table]
+
+
+def _rows_of(
+    context: attribution.Batch, dataset: "Dataset", own: Sequence[Cell], sample: int, kept_maps: int,
+    start: int, stop: int, copies: int,
+) -> _Rows:  # fmt: skip
+    """Explain and score the ranks *start* to *stop*. Curves are kept for ranks below *sample*, maps *kept_maps*."""
+    indices = dataset.evaluation_order[start:stop]
+    methods = list(dict.fromkeys(cell.method for cell in own))
+    batch = _batch(context, dataset, indices, methods, copies)
+    found = attribution.explain_many(batch, methods)
+    rows = _Rows([], [_prediction_rows(indices, dataset.test_labels[indices], batch)], [], [])
+    for method, maps in found.items():
+        rows.maps.append(_map_rows(indices[: max(0, kept_maps - start)], method, maps))
+    for pair, result in metrics.score_many(batch, found, own).items():
+        cell = Cell(*pair)
+        rows.scores.append(_rows(SCORES, indices, **cell._asdict(), value=_numpy(result.values)))
+        if result.curve is not None:
+            rows.curves.append(_curve_rows(indices[: max(0, sample - start)], cell, result.curve))
+    return rows
+
+
+def _context(
+    checkpoint: "Checkpoint | GivenClassifier", protocol: Protocol, dataset: "Dataset", device: torch.device
+) -> attribution.Batch:
+    """What explaining and scoring any image of the dataset takes, with one image in place of those to come."""
     network = checkpoint.explained(protocol).to(device)
     if device.type == "cpu":
         # oneDNN's convolutions take about half the time with channels last (ResNet-8 at 32x32: 0.33 for 0.60 ms).
         network = network.to(memory_format=torch.channels_last)
-    # What is drawn depends on the dataset, not on the trial: all objectives meet the same noise and foils.
-    seed = int.from_bytes(hashlib.sha256(dataset.fingerprint.encode()).digest()[:8], "big")
-    mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
-
-    def normalised(images: np.ndarray) -> Tensor:
-        return (torch.tensor(images).to(device).float() / 255 - mean) / std
-
+    one = attribution.Batch(
+        network,
+        images=_pixels(dataset.test_images[:1], device),
+        targets=torch.zeros(1, dtype=torch.int64, device=device),
+        mean=torch.tensor(checkpoint.mean, device=device),
+        std=torch.tensor(checkpoint.std, device=device),
+        # What is drawn depends on the dataset, not on the trial: all objectives meet the same noise and foils.
+        seed=int.from_bytes(hashlib.sha256(dataset.fingerprint.encode()).digest()[:8], "big"),
+    )
     chosen = reference_images(dataset)
-    reference, reference_labels = normalised(dataset.train_images[chosen]), torch.tensor(dataset.train_labels[chosen])
-    kept: dict[str, Any] = {}
-    size = batch_size or _default_batch_size(dataset.test_images.shape[-2] * dataset.test_images.shape[-1], device)
-    for start in range(first, last + 1, size):
-        indices = dataset.evaluation_order[start : min(start + size, last + 1)]
-        images = normalised(dataset.test_images[indices])
-        masks = None if dataset.test_masks is None else torch.tensor(dataset.test_masks[indices]).to(device)
-        batch = attribution.Batch(
-            network,
-            images,
-            targets=torch.zeros(len(indices), dtype=torch.int64, device=device),
-            mean=mean,
-            std=std,
-            seed=seed,
-            image_ids=indices.tolist(),
-            reference=reference,
-            reference_labels=reference_labels.to(device),
-            masks=masks,
-            kept=kept,
-        )
-        passed = attribution.shared_forward(batch, _methods(own))
-        yield start, indices, batch.but(targets=passed["class_score"].scores.argmax(1), passed=passed)
+    # A dataset of test images alone may have none to compare with.
+    reference = one.from_pixels(_pixels(dataset.train_images[chosen], device)) if len(chosen) else None
+    labels = torch.tensor(dataset.train_labels[chosen]).to(device) if len(chosen) else None
+    return one.but(images=one.from_pixels(one.images), reference=reference, reference_labels=labels)
+
+
+def _batch(
+    context: attribution.Batch, dataset: "Dataset", indices: np.ndarray, methods: Sequence[str], copies: int
+) -> attribution.Batch:
+    """The images of the test *indices*. The forward pass that serves all methods tells the class to explain."""
+    device = context.images.device
+    images = context.from_pixels(_pixels(dataset.test_images[indices], device))
+    masks = None if dataset.test_masks is None else torch.tensor(dataset.test_masks[indices]).to(device)
+    batch = context.but(images=images, image_ids=indices.tolist(), masks=masks, at_once=copies)
+    passed = attribution.shared_forward(batch, methods)
+    return batch.but(targets=passed["class_score"].scores.argmax(1), passed=passed)
+
+
+def _pixels(images: np.ndarray, device: torch.device) -> Tensor:
+    """In [0,1]."""
+    return torch.tensor(images).to(device).float() / 255
 
 
 def reference_images(dataset: "Dataset") -> np.ndarray:
     """Indices of the training images that methods and metrics compare with: the first `REFERENCE` of every class."""
     labels = dataset.train_labels
     return np.sort(np.concatenate([np.flatnonzero(labels == k)[:REFERENCE] for k in range(len(dataset.classes))]))
-
-
-def _default_batch_size(pixels: int, device: torch.device) -> int:
-    # Large enough to keep the device busy at 32x32, small enough for the memory of a large network at 224x224.
-    most, budget = (256, 2**22) if device.type == "cuda" else (64, 2**20)
-    return max(1, min(most, budget // pixels))
-
-
-def _methods(own: Sequence[Cell]) -> list[str]:
-    return list(dict.fromkeys(cell.method for cell in own))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from scl_ray import memory
 from scl_ray.attribution.rewriting import folded
 
 Network = Callable[[Tensor], Tensor]
@@ -72,8 +73,10 @@ def _in_bfloat16(network: fx.GraphModule, images: Tensor) -> Network | None:
 
     try:
         scores(images)
-    except RuntimeError:  # it makes tensors of float32 on its way
-        return None
+    except RuntimeError as error:
+        if memory.exhausted(error):
+            raise
+        return None  # it makes tensors of float32 on its way
     return scores
 
 
