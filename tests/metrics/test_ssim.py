@@ -25,6 +25,19 @@ def test_equals_scikit_image_on_random_maps():
         assert np.abs(ours.numpy() - skimage_of(first, second)).max() < 1e-5
 
 
+def test_equals_scikit_image_on_rows_and_with_a_range_for_each_pair():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(6, 12, 40, generator=generator) for _ in range(2))
+    spans = torch.linspace(0.5, 8, 6)
+    for a, b in ((first, second), (first.flatten(1), second.flatten(1))):
+        theirs = [
+            skimage_ssim(x, y, data_range=span)
+            for x, y, span in zip(a.double().numpy(), b.double().numpy(), spans.tolist(), strict=True)
+        ]
+        assert np.abs(structural_similarity(a, b, spans).numpy() - theirs).max() < 1e-5
+        assert np.std(theirs) > 1e-3
+
+
 def test_equals_scikit_image_on_attribution_maps(maps):
     ours = structural_similarity(maps["grad_cam"], maps["eigen_cam"])
     assert np.abs(ours.numpy() - skimage_of(maps["grad_cam"], maps["eigen_cam"])).max() < 1e-5
@@ -34,6 +47,8 @@ def test_equals_scikit_image_on_attribution_maps(maps):
 def test_a_map_smaller_than_the_window_is_refused():
     with pytest.raises(ValueError, match="at least 7x7 pixels, not 6x9"):
         structural_similarity(torch.zeros(1, 6, 9), torch.zeros(1, 6, 9))
+    with pytest.raises(ValueError, match="at least 7 pixels, not 5"):
+        structural_similarity(torch.zeros(1, 5), torch.zeros(1, 5))
 
 
 def test_continuity_is_the_ssim_of_the_map_under_noise(network, images, targets, maps, digits):
