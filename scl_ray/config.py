@@ -7,7 +7,7 @@ of everything that decides its checkpoint and of nothing else.
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -17,9 +17,11 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    FieldSerializationInfo,
     Tag,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -258,29 +260,49 @@ class Evaluation(Settings):
     """What is measured on each checkpoint: how many test images, which attribution methods, which metrics.
 
     ``methods`` and ``metrics`` hold canonical specs once validated; in YAML an entry is a name, a spec, or a mapping
-    with ``name`` and parameters, where a list is an axis.
+    with ``name`` and parameters, where a list is an axis. ``protocol``, ``target`` (what is explained) and
+    ``precision`` (of passes without gradients) are parameters of all entries that have them and do not say otherwise.
     """
 
     images: Annotated[int, Field(ge=1)] | None = None
     protocol: list[Literal["corrected", "published"]] = Field(default=["corrected"], min_length=1)
+    target: list[Literal["class_score", "prototype", "label_free", "corpus"]] = Field(
+        default=["class_score"], min_length=1
+    )
+    precision: Literal["float32", "bfloat16"] = "float32"
     methods: Annotated[list[str], Field(min_length=1)]
     metrics: Annotated[list[str], Field(min_length=1)]
-    precision: Literal["float32"] = "float32"
     save_maps: bool = False
 
-    @field_validator("protocol", mode="before")
+    @field_validator("protocol", "target", mode="before")
     @classmethod
-    def _protocols(cls, value: Any) -> Any:
+    def _axis(cls, value: Any) -> Any:
         return _unique(_listed(value))
 
     @field_validator("methods", "metrics", mode="before")
     @classmethod
     def _specs(cls, value: Any, info: ValidationInfo) -> list[str]:
-        from scl_ray import attribution, metrics
-
-        resolve = attribution.resolve if info.field_name == "methods" else metrics.resolve
-        points = [point for entry in _listed(value) for point in _points(entry, info.data.get("protocol", []))]
+        resolve = _resolver(info.field_name)
+        axes = {key: _listed(info.data[key]) for key in SHARED if key in info.data}
+        points = [point for entry in _listed(value) for point in _points(entry, axes, resolve)]
         return _unique(resolve(name, **parameters).spec for name, parameters in points)
+
+    @field_serializer("methods", "metrics")
+    def _written(self, canonical: list[str], info: FieldSerializationInfo) -> list[str]:
+        """The specs with what they share spelled out, as they would else take it from here when they are read again."""
+        resolve = _resolver(info.field_name)
+        changed = [key for key in SHARED if getattr(self, key) != type(self).model_fields[key].default]
+        written = []
+        for spec in canonical:
+            known = _shared(resolve(spec).entry.parameters)
+            values = {key: resolve(spec).parameters[key] for key in changed if key in known}
+            name, parameters = specs.parse(spec)
+            written.append(specs.canonical(name, {**parameters, **values}, {}))
+        return written
+
+
+# The parameters that entries of `Evaluation` share.
+SHARED = ("protocol", "target", "precision")
 
 
 class Slot(Settings):
@@ -290,9 +312,16 @@ class Slot(Settings):
     gpus: Annotated[float, Field(ge=0)] = 1.0
 
 
+class EvaluationSlot(Slot):
+    """``memory``: GiB that an evaluation may take for its images, of the GPU where it has one; by default what is free
+    is shared."""
+
+    memory: Annotated[float, Field(gt=0)] | None = None
+
+
 class Resources(Settings):
     train: Slot = Slot()
-    evaluate: Slot = Slot(gpus=0.5)
+    evaluate: EvaluationSlot = EvaluationSlot(gpus=0.5)
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -406,17 +435,37 @@ def _objectives(entry: Any) -> Iterable[Any]:
     return [fixed | point | extra for point in specs.expand(axes) for extra in points]
 
 
-def _points(entry: Any, protocols: list[str]) -> Iterable[tuple[str, dict[str, Any]]]:
+def _points(
+    entry: Any, axes: Mapping[str, list[Any]], resolve: Callable[..., Any]
+) -> Iterable[tuple[str, dict[str, Any]]]:
     if isinstance(entry, str):
         name, parameters = specs.parse(entry)
     elif isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
         name, parameters = entry["name"], {key: value for key, value in entry.items() if key != "name"}
     else:
         raise ValueError(f"{entry!r} is neither a name, a spec nor a mapping with a name")
+    protocols = axes.get("protocol", [])
     for protocol in _listed(parameters.get("protocol", protocols)):
         if protocol not in protocols:
             raise ValueError(f"{name}: protocol {protocol!r} is not one of evaluation.protocol; add it there")
-    return [(name, point) for point in specs.expand({"protocol": protocols, **parameters})]
+    known = _shared(resolve(name).entry.parameters)
+    taken = {key: values for key, values in axes.items() if key in known}
+    return [(name, point) for point in specs.expand({**taken, **parameters})]
+
+
+def _resolver(field: str | None) -> Callable[..., Any]:
+    from scl_ray import attribution, metrics
+
+    return attribution.resolve if field == "methods" else metrics.resolve
+
+
+def _shared(parameters: Mapping[str, Any]) -> list[str]:
+    """Which of an entry's *parameters* are those of `SHARED`; the user's own may have the same name."""
+    from scl_ray.attribution.registry import PRECISION, PROTOCOL, TARGET
+
+    return [
+        key for key, meant in zip(SHARED, (PROTOCOL, TARGET, PRECISION), strict=True) if parameters.get(key) is meant
+    ]
 
 
 def _known_name(kind: str, name: str, registry: Mapping[str, Any], plugin: bool = True) -> str:

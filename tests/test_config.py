@@ -123,6 +123,52 @@ def test_protocol_is_a_parameter_of_every_spec() -> None:
     assert evaluation.metrics == ["complexity[protocol=published]", "complexity"]
 
 
+def test_target_and_precision_are_parameters_of_the_specs_that_have_them() -> None:
+    evaluation = load(
+        "evaluation.target=[class_score, prototype]", "evaluation.precision=bfloat16",
+        "evaluation.methods=[grad_cam, eigen_cam, {name: saliency, target: corpus}, 'hires_cam[target=class_score]']",
+        "evaluation.metrics=[pixel_flipping_auc, complexity, 'prediction_flip_auc[precision=float32]']",
+    ).evaluation  # fmt: skip
+    assert evaluation.methods == [
+        "grad_cam", "grad_cam[target=prototype]", "eigen_cam", "saliency[target=corpus]", "hires_cam"
+    ]  # fmt: skip
+    assert evaluation.metrics == ["pixel_flipping_auc[precision=bfloat16]", "complexity", "prediction_flip_auc"]
+
+
+def test_a_parameter_of_the_users_own_is_not_taken_for_a_shared_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "def total(model, images, targets, maps, precision=3):\n    return maps.sum((1, 2))\n"
+    (tmp_path / "my_metric_with_precision.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    metric = "my_metric_with_precision:total"
+    assert load("evaluation.precision=bfloat16", f"evaluation.metrics=['{metric}']").evaluation.metrics == [metric]
+
+
+def test_every_target_may_be_configured() -> None:
+    from scl_ray.attribution import TARGETS
+
+    assert load(f"evaluation.target=[{','.join(TARGETS)}]").evaluation.target == list(TARGETS)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            "evaluation.target=[prototype, class_score]",
+            "evaluation.methods=[grad_cam, 'input_x_gradient[target=class_score]']",
+        ],
+        ["evaluation.precision=bfloat16", "evaluation.metrics=['pixel_flipping_auc[precision=float32]']"],
+        ["evaluation.protocol=[corrected, published]", "evaluation.methods=['grad_cam[protocol=corrected]']"],
+    ],
+)
+def test_what_an_entry_says_itself_is_still_said_when_read_again(tmp_path: Path, overrides: list[str]) -> None:
+    sweep = load(*overrides)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(sweep.model_dump(mode="json")))
+    assert config.load(path) == sweep
+
+
 def test_the_resolved_configuration_reads_back_as_the_same_sweep(tmp_path: Path) -> None:
     sweep = load("evaluation.protocol=[published, corrected]", "grid.objective=[{name: supcon, training: {epochs: 9}}]")
     path = tmp_path / "sweep.yaml"
@@ -157,6 +203,10 @@ def test_the_resolved_configuration_reads_back_as_the_same_sweep(tmp_path: Path)
         ("evaluation.metrics=[{name: complexity, depth: 1}]", "evaluation.metrics", "no parameter 'depth'"),
         ("evaluation.images=0", "evaluation.images", "greater than or equal to 1"),
         ("evaluation.protocol=both", "evaluation.protocol", "'corrected' or 'published'"),
+        ("evaluation.target=logit", "evaluation.target", "'class_score', 'prototype'"),
+        ("evaluation.precision=float16", "evaluation.precision", "'float32' or 'bfloat16'"),
+        ("resources.evaluate.memory=0", "resources.evaluate.memory", "greater than 0"),
+        ("resources.train.memory=1", "resources.train.memory", "unknown key"),
         ("training.learning_rate=fast", "training.learning_rate", "number"),
         ("training.augmentation=blur", "training.augmentation", "choose from"),
         ("training=3", "training", "keys of its own"),

@@ -22,9 +22,9 @@ _evaluate = ray.remote(tasks.evaluate)
 
 def coordinate(
     config: Mapping[str, str], plan: Plan, store: Store, dataset: list[ray.ObjectRef], sources: Mapping[str, str],
-    train_options: Mapping[str, Any], evaluate_options: Mapping[str, Any],
+    train_options: Mapping[str, Any], evaluate_options: Mapping[str, Any], memory: float | None,
 ) -> None:  # fmt: skip
-    """Bring one trial from what the store holds to what the plan wants."""
+    """Bring one trial from what the store holds to what the plan wants. *memory*: GiB that a shard may take."""
     trial_id = config["trial"]
     trial = plan.trials[trial_id]
     about = plan.trial_record(trial)
@@ -35,7 +35,7 @@ def coordinate(
 
     def evaluate(shard: Shard) -> ray.ObjectRef:
         start = _evaluate.options(**evaluate_options)
-        return start.remote(store, trial_id, shard, dataset[0], sources, evaluate_options["num_cpus"])
+        return start.remote(store, trial_id, shard, dataset[0], sources, evaluate_options["num_cpus"], memory)
 
     # What is finished is what is on disk: this may be a second start, after a first coordinator was lost.
     if not store.is_trained(trial_id):

@@ -100,6 +100,7 @@ def _run_trials(
         sources=plugins.bundle(sweep.plugin_names()),
         train_options=connection.task_options(sweep.resources.train),
         evaluate_options=connection.task_options(sweep.resources.evaluate),
+        memory=sweep.resources.evaluate.memory,
     )
     scratch: dict[str, Any] = {"storage_path": store.path(".tune")}
     if local_folder(out) is None:

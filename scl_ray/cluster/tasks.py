@@ -6,6 +6,7 @@ and stay light without it.
 
 import contextlib
 import io
+import os
 import platform
 import socket
 import time
@@ -85,12 +86,22 @@ def train(
 
 
 def evaluate(
-    store: Store, trial_id: str, shard: Shard, dataset: "Dataset", sources: Mapping[str, str], threads: int
+    store: Store,
+    trial_id: str,
+    shard: Shard,
+    dataset: "Dataset",
+    sources: Mapping[str, str],
+    threads: int,
+    memory: float | None = None,
 ) -> dict[str, Any]:
-    """Explain and score one shard and write its parts, the scores last. Returns what it took and where."""
+    """Explain and score one shard and write its parts, the scores last. Returns what it took and where.
+
+    *memory* bounds what it takes, in GiB; by default tasks like this one, as many as the host has cores for, share it.
+    """
     started = time.perf_counter()
     device = _prepare(sources, threads)
-    shards.evaluate(store, trial_id, _checkpoint(store, trial_id), shard, dataset, device)
+    checkpoint, tasks = _checkpoint(store, trial_id), max(1, (os.cpu_count() or 1) // threads)
+    shards.evaluate(store, trial_id, checkpoint, shard, dataset, device, memory, tasks)
     return {"slot_seconds": time.perf_counter() - started, "node": _node()}
 
 
