@@ -61,7 +61,7 @@ def ablation_cam(question: Question, spec: str, *, protocol: str) -> Tensor:
     for n, maps in enumerate(activations):
         for part in channels.split(question.batch.at_once):
             ablated = maps.repeat(len(part), 1, 1, 1)
-            ablated[torch.arange(len(part)), part] = 0
+            ablated[channels[: len(part)], part] = 0
             image = question.images[n : n + 1]
             outputs = _outputs_after(question, image if alone else image.repeat(len(part), 1, 1, 1), ablated)
             weights[n, part] = scores[n] - (outputs * question.weights[n]).sum(1)

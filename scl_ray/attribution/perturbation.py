@@ -172,10 +172,8 @@ def _enough(samples: int, features: int) -> None:
         raise ValueError(f"kernel_shap: {features} patches need at least {2 * features} samples, not {samples}")
 
 
-# A cost is asked for before any work starts: parameters that no image of the size allows are refused there already.
-
-
 def _features(image_size: int, parameters: Mapping[str, Any]) -> int:
+    """Patches of a grid. Costs count them before any work starts, so what the image size forbids is refused there."""
     _, down, right = _patches((image_size, image_size), parameters["patch"])
     return down * right
 
