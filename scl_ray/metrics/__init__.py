@@ -15,6 +15,7 @@ from scl_ray.metrics import (
     flipping,
     localisation,
     mosaic,
+    quantus_adapter,
     randomisation,
     regions,
     road,
@@ -46,8 +47,13 @@ METRICS: dict[str, Metric] = {
 
 
 def resolve(spec: str, **parameters: Any) -> Resolved[Metric]:
-    """The metric that *spec* names, built in or ``module:callable``. Raises ValueError in one sentence."""
-    return registry.resolve(spec, METRICS, "metric", _user_metric, parameters)
+    """The metric that *spec* names: built in, ``quantus:ClassName``, or ``module:callable``.
+
+    Raises ValueError in one sentence.
+    """
+    name = specs.parse(spec)[0]
+    known = quantus_adapter.metrics_like(name) if name.startswith(quantus_adapter.PREFIX) else METRICS
+    return registry.resolve(spec, known, "metric", _user_metric, parameters)
 
 
 def score(
