@@ -30,7 +30,9 @@ def explain_mosaics(
     places, foils = draw_mosaics(batch, spec, grid)
     images = batch.images.split(-(-len(batch.images) // grid**2))  # a mosaic takes the memory of grid**2 images
     ids = list(range(len(batch.images)) if batch.image_ids is None else map(int, batch.image_ids))
-    serves(batch, grid)
+    if f"mosaics of {grid}" not in batch.kept:
+        serves(batch, grid)
+        batch.kept[f"mosaics of {grid}"] = True
     found: dict[str, list[Tensor]] = {method: [] for method in maps}
     start = 0
     for own in images:
