@@ -13,6 +13,8 @@ from scl_ray.metrics import (
     axioms,
     complexity,
     flipping,
+    groups,
+    infidelity,
     localisation,
     mosaic,
     quantus_adapter,
@@ -40,7 +42,8 @@ class Scores(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    **flipping.METRICS, **regions.METRICS, **road.METRICS, **subsets.METRICS, **sufficiency.METRICS, **ssim.METRICS,
+    **flipping.METRICS, **regions.METRICS, **road.METRICS, **subsets.METRICS, **groups.METRICS,
+    **infidelity.METRICS, **sufficiency.METRICS, **ssim.METRICS,
     **stability.METRICS, **randomisation.METRICS, **complexity.METRICS, **localisation.METRICS, **mosaic.METRICS,
     **axioms.METRICS,
 }  # fmt: skip
@@ -147,11 +150,12 @@ def _of_passes(metric: Resolved[Metric]) -> dict[str, Any]:
 
 
 def _seeding_spec(metric: Resolved[Metric]) -> str:
-    """By what passes that metrics share draw: the same whichever of these metrics are asked for."""
+    """By what passes that metrics share draw: the same whichever of these metrics are asked for, at any precision."""
     first = next((name for name, entry in METRICS.items() if entry.passes is metric.entry.passes), None)
     if first is None:
         return metric.spec
-    return specs.canonical(first, _of_passes(metric), METRICS[first].defaults)
+    drawing = {key: value for key, value in _of_passes(metric).items() if key != "precision"}
+    return specs.canonical(first, drawing, METRICS[first].defaults)
 
 
 def _values(batch: Batch, maps: Tensor, passed: Any, metric: Resolved[Metric]) -> Scores:
