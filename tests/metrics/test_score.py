@@ -5,10 +5,6 @@ from torch import nn
 from scl_ray.attribution import METHODS, Batch
 from scl_ray.metrics import METRICS, cost, resolve, score, score_many
 
-# Every metric, with fewer samples where the default takes long.
-SPECS = [{"smooth_mprt": "smooth_mprt[samples=2]"}.get(name, name) for name in METRICS]
-
-
 # Metrics of many passes, with fewer; what they compute is tested in their own files.
 QUICK = {
     "pixel_flipping_auc": "pixel_flipping_auc[features_per_step=128]",
