@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -15,3 +17,16 @@ def maps(network, images, targets):
 def masks(digits):
     """The strokes of the digits: every image has some."""
     return torch.tensor(digits.test_images[digits.evaluation_order[:32], 0] > 100)
+
+
+@pytest.fixture(scope="session")
+def colour(images):
+    """Eight images whose channels differ."""
+    gains = torch.tensor([1.0, 0.6, 0.8]).view(1, 3, 1, 1)
+    return gains * torch.stack([images[:8, 0], images[:8, 1].roll(2, 1), images[:8, 2].roll(-1, 2)], 1)
+
+
+@pytest.fixture(scope="session")
+def exact(network):
+    """The network in float64, for formulas by hand."""
+    return copy.deepcopy(network).double()
