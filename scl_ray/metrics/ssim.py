@@ -122,5 +122,6 @@ METRICS = {
         direction="lower",
         range=(-1, 1),
         citation="Arrighi et al., XAI 2026; SSIM: Wang et al., IEEE TIP 2004",
+        version=2,
     ),
 }

@@ -22,7 +22,9 @@ QUESTIONS = {
     "contrastivity": "Does it differ from the map of another class?",
     "complexity": "Is it spread over many pixels, or does it name few?",
     "sparseness": "How unequal are the shares of the pixels?",
+    "randomisation": "Does it depend on what the network has learned?",
     "coherence": "Does it lie on the object?",
+    "axiomatic": "Does it keep the rules that an attribution should keep?",
 }
 
 
