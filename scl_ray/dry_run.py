@@ -104,29 +104,15 @@ def _cost(passes: Counter[str], image_size: int) -> tuple[float, float]:
     torch.set_num_threads(1)
     for backbone, count in passes.items():
         network, images = backbones.build(backbone, image_size).eval(), torch.zeros(8, 3, image_size, image_size)
-        one = forward_pass(network, images)
-        seconds += count * one.seconds
-        operations += count * one.operations
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as counter:
+                network(images)
+            started = time.perf_counter()
+            network(images)
+            seconds += count * (time.perf_counter() - started) / len(images)
+        operations += count * counter.get_total_flops() / len(images)
     torch.set_num_threads(threads)
     return seconds, operations
-
-
-class ForwardPass(NamedTuple):
-    """What a forward pass of one image takes."""
-
-    seconds: float
-    operations: float
-
-
-@torch.no_grad()
-def forward_pass(network: torch.nn.Module, images: torch.Tensor) -> ForwardPass:
-    """Measured on all of *images* at once, with the threads that torch has."""
-    with FlopCounterMode(display=False) as counter:
-        network(images)
-    started = time.perf_counter()
-    network(images)
-    seconds = time.perf_counter() - started
-    return ForwardPass(seconds / len(images), counter.get_total_flops() / len(images))
 
 
 def duration(seconds: float) -> str:

@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _asked(options: argparse.Namespace) -> Asked:
     """The command's options, checked as far as it takes no file. Raises InputError."""
     name, root = _dataset(options.dataset)
+    if name == "image_folder" and root is None:
+        raise InputError("--dataset image_folder: lacks its folder; give image_folder:PATH")
     if not options.mean or not options.std:
         raise InputError("--mean and --std: cannot be known from weights; give what the network was trained with, for "
                          "torchvision's on ImageNet --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225")  # fmt: skip

@@ -23,6 +23,7 @@ from scl_ray.given.config import Network
 from scl_ray.store import Store
 
 AT_ONCE = 64  # images in a pass that calibrates
+OF_CLASS = ("prototype", "corpus")  # targets that need images of whichever class the network predicts
 
 Networks = dict[str, Network]
 
@@ -160,21 +161,26 @@ def together(known: Networks, new: Mapping[str, Network], is_labelled: bool) -> 
 def check(classifier: GivenClassifier, dataset: Dataset, evaluation: Evaluation) -> None:
     """Raise InputError when the network, tried on one image, cannot be explained by one of the methods."""
     chosen = reference_images(dataset)
-    mean, std = classifier.mean, classifier.std
-    reference = images.normalised(dataset.train_images[chosen], mean, std) if len(chosen) else None
+    mean, std, compared = classifier.mean, classifier.std, torch.tensor(dataset.train_labels[chosen])
     most = len(dataset.test_labels) - images.kept_to_compare(dataset)
     hint = "" if len(chosen) else f"; to have images to compare with, evaluate at most {most}, by --images"
     for metric in evaluation.metrics:
         if "reference" in metrics.resolve(metric).entry.needs and not len(chosen):
             raise InputError(f"--metrics: {metric} compares with other images{hint}")
+    for method in evaluation.methods:
+        is_of_class = attribution.resolve(method).parameters.get("target") in OF_CLASS
+        if is_of_class and 0 < len(compared.unique()) < len(classifier.classes):
+            raise InputError(f"--methods: {method} compares with images of the predicted class, and the dataset has "
+                             f"some of {len(compared.unique())} of the {len(classifier.classes)} that the network "
+                             "knows; leave it out")  # fmt: skip
     batch = attribution.Batch(
         classifier.explained(),
         images.normalised(dataset.test_images[:1], mean, std),
         torch.zeros(1, dtype=torch.int64),
         mean=mean,
         std=std,
-        reference=reference,
-        reference_labels=torch.tensor(dataset.train_labels[chosen]) if len(chosen) else None,
+        reference=images.normalised(dataset.train_images[chosen], mean, std) if len(chosen) else None,
+        reference_labels=compared if len(chosen) else None,
     )
     try:
         attribution.check(batch, evaluation.methods)

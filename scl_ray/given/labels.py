@@ -47,7 +47,7 @@ def _numbers(path: Path) -> dict[str, Any]:
     """The number of each name. Raises InputError."""
     try:
         text = path.read_text()
-        content = text.split("\n") if path.suffix == ".txt" else yaml.safe_load(text)
+        content = text.splitlines() if path.suffix == ".txt" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise InputError(f"--labels {path}: cannot be read ({reason}); give JSON, YAML or text") from error

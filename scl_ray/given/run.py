@@ -6,7 +6,7 @@ them, and what is on disk is not computed again.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from scl_ray.given import images, joining
 from scl_ray.given.checkpoint import GivenClassifier
 from scl_ray.given.config import Comparison, Network
 from scl_ray.given.joining import Asked
-from scl_ray.plan import Plan
+from scl_ray.plan import Plan, Work
 from scl_ray.store import Store, local_folder, open_store
 
 SLOTS = 1  # this process works on one shard at a time
@@ -50,8 +50,7 @@ def run(asked: Asked, out: str, console: Console) -> int:
         store.remove_leftovers()
         plan = _plan(asked, given, store, console)
         session.write_plan(store, plan, given.dataset)
-        _join(plan, given, store, console)
-        failures = _evaluate(plan, given.dataset, store, console)
+        failures = _evaluate(plan, given, store, console)
         return session.finish(plan, store, out, uri, failures, True, console)
 
 
@@ -65,9 +64,8 @@ def describe(asked: Asked, out: str, console: Console) -> None:
                     for shard in work.shards)  # fmt: skip
         missing += sum(len(shard.cells) * shard.images for shard in work.shards)
         classifier = _classifier(store, trial_id, given.classifiers)
-        sample = images.normalised(given.dataset.test_images[:8], classifier.mean, classifier.std)
         passes += count
-        seconds += count * dry_run.forward_pass(classifier.network, sample).seconds
+        seconds += count * _seconds(classifier, given.dataset)
     wanted = len(plan.trials) * len(plan.cells) * plan.images
     for cell, reason in plan.not_cells:
         console.print(f"not a cell: {cell.method} x {cell.metric}: {reason}")
@@ -80,6 +78,16 @@ def describe(asked: Asked, out: str, console: Console) -> None:
         console.print(f"estimate: about {dry_run.duration(seconds)} on this machine's CPU (a forward pass of each "
                       "network was timed just now)")  # fmt: skip
     console.print("nothing was written")
+
+
+@torch.no_grad()
+def _seconds(classifier: GivenClassifier, dataset: Dataset) -> float:
+    """What a forward pass takes, an image."""
+    sample = images.normalised(dataset.test_images[:8], classifier.mean, classifier.std)
+    classifier.network(sample)
+    started = time.perf_counter()
+    classifier.network(sample)
+    return (time.perf_counter() - started) / len(sample)
 
 
 def _given(asked: Asked) -> _Given:
@@ -109,42 +117,50 @@ def _plan(asked: Asked, given: _Given, store: Store, console: Console) -> Plan[N
     return plan
 
 
-def _join(plan: Plan[Network], given: _Given, store: Store, console: Console) -> None:
-    """Put the networks that are new into the store."""
-    for trial_id, work in plan.work.items():
-        if work.train:
-            network, classifier = work.trial, given.classifiers[trial_id]
-            data = _seen_by(network, classifier, given.dataset)
-            said = joining.join(store, trial_id, plan.trial_record(network), classifier, data)
-            console.print(f"network     {network.label} ({trial_id}): {said}", soft_wrap=True)
-            plan.work[trial_id] = work._replace(train=False)
+def _evaluate(plan: Plan[Network], given: _Given, store: Store, console: Console) -> dict[str, str]:
+    """Calibrate what is new and evaluate what is missing, one shard at a time. Returns what failed, trial to reason."""
     for label in joining.several(plan.trials.values()):
-        console.print(f"label       {label} stands for several networks, which count as its seeds")
-
-
-def _evaluate(plan: Plan[Network], dataset: Dataset, store: Store, console: Console) -> dict[str, str]:
-    """Evaluate what is missing, one shard at a time. Returns what failed, trial to reason."""
+        console.print(f"{label} stands for several networks, which count as its seeds")
     if not plan.work:
         return {}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    new = {trial_id for trial_id, work in plan.work.items() if work.train}
+    for trial_id in new:
+        plan.work[trial_id] = plan.work[trial_id]._replace(train=False)
     with Progress(plan, SLOTS, console) as progress:
         for trial_id, work in plan.work.items():
-            classifier = _classifier(store, trial_id, {})
-            data = _seen_by(work.trial, classifier, dataset)
             progress.update(trial_id, {"phase": "trained"})
             try:
-                for shard in work.shards:
-                    started = time.perf_counter()
-                    shards.evaluate(store, trial_id, classifier, shard, data, device)
-                    seconds = time.perf_counter() - started
-                    done = {"shard_images": shard.images, "slot_seconds": seconds, "node": None}
-                    progress.update(trial_id, {"phase": "evaluating", **done})
+                if trial_id in new:
+                    console.print(_join(plan, trial_id, given, store))
+                for done in _shards(trial_id, work, given.dataset, store):
+                    progress.update(trial_id, done)
             except Exception as error:  # a user's network may raise anything, and the others are evaluated all the same
                 reason = (str(error).strip().splitlines() or [""])[0]
                 progress.update(trial_id, {"phase": "failed", "error": f"{type(error).__name__}: {reason}"})
             else:
                 progress.update(trial_id, {"phase": "done"})
     return progress.failures
+
+
+def _join(plan: Plan[Network], trial_id: str, given: _Given, store: Store) -> str:
+    """Put a new network into the store. Returns what to say of it."""
+    network, classifier = plan.trials[trial_id], given.classifiers[trial_id]
+    data = _seen_by(network, classifier, given.dataset)
+    return (
+        f"{network.label} ({trial_id}): {joining.join(store, trial_id, plan.trial_record(network), classifier, data)}"
+    )
+
+
+def _shards(trial_id: str, work: Work[Network], dataset: Dataset, store: Store) -> Iterator[dict[str, object]]:
+    """Evaluate a network's shards. Yields after each what `Progress` takes."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifier = _classifier(store, trial_id, {})
+    data = _seen_by(work.trial, classifier, dataset)
+    for shard in work.shards:
+        started = time.perf_counter()
+        shards.evaluate(store, trial_id, classifier, shard, data, device)
+        seconds = time.perf_counter() - started
+        yield {"phase": "evaluating", "shard_images": shard.images, "slot_seconds": seconds, "node": None}
 
 
 def _classifier(store: Store, trial_id: str, given: Mapping[str, GivenClassifier]) -> GivenClassifier:
