@@ -12,7 +12,9 @@ def test_the_table_covers_every_metric():
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("protocol", ["corrected", "published"])
-def test_flat_and_infinite_maps_are_undefined(network, images, targets, maps, masks, digits, metric, protocol):
+def test_flat_and_infinite_maps_are_undefined(
+    network, images, targets, maps, masks, digits, reference, metric, protocol
+):
     broken = maps["saliency"][:6].clone()
     broken[0] = 0
     broken[1] = 0.25
@@ -21,7 +23,7 @@ def test_flat_and_infinite_maps_are_undefined(network, images, targets, maps, ma
     broken[4, 4, 4] = torch.inf
     values = score(
         metric, network, images[:6], targets[:6], broken, method="saliency", masks=masks[:6], protocol=protocol,
-        mean=digits.mean, std=digits.std,
+        mean=digits.mean, std=digits.std, reference=reference[0],
     )  # fmt: skip
     assert values.isnan().tolist() == [True] * 5 + [False]
 
