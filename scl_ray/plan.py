@@ -102,10 +102,10 @@ def compare(sweep: Sweep | Comparison, trials: dict[str, T], dataset: "Dataset",
 
 
 def check_backbones(plan: Plan, names: Sequence[str]) -> None:
-    """Raise InputError when a backbone, built here untrained, cannot be explained by one of the plan's methods."""
+    """Raise InputError when a backbone, built here untrained, does not suit one of the plan's methods or metrics."""
     import torch
 
-    from scl_ray import attribution, backbones
+    from scl_ray import attribution, backbones, metrics
     from scl_ray.checkpoint import ExplainedNetwork
     from scl_ray.readout import ReadOut
 
@@ -122,10 +122,12 @@ def check_backbones(plan: Plan, names: Sequence[str]) -> None:
             network = ExplainedNetwork(backbone, readout, weight).eval()
             batch = attribution.Batch(network, image, target, reference=reference, reference_labels=labels)
             attribution.check(batch, methods)
+            metrics.check(batch, dict.fromkeys(v.cell.metric for v in plan.cells))
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"grid.backbone: {name} cannot be explained at {size}x{size} pixels ({reason}); change "
-                             "dataset.image_size, the backbone or evaluation.methods") from error  # fmt: skip
+                             "dataset.image_size, the backbone, evaluation.methods or evaluation.metrics"
+                             ) from error  # fmt: skip
 
 
 def forward_passes(cells: Sequence[Cell], image_size: int) -> int:

@@ -159,7 +159,7 @@ def together(known: Networks, new: Mapping[str, Network], is_labelled: bool) -> 
 
 
 def check(classifier: GivenClassifier, dataset: Dataset, evaluation: Evaluation) -> None:
-    """Raise InputError when the network, tried on one image, cannot be explained by one of the methods."""
+    """Raise InputError when the network, tried on one image, does not suit one of the methods or metrics."""
     chosen = reference_images(dataset)
     mean, std, compared = classifier.mean, classifier.std, torch.tensor(dataset.train_labels[chosen])
     most = len(dataset.test_labels) - images.kept_to_compare(dataset)
@@ -184,9 +184,10 @@ def check(classifier: GivenClassifier, dataset: Dataset, evaluation: Evaluation)
     )
     try:
         attribution.check(batch, evaluation.methods)
+        metrics.check(batch, evaluation.metrics)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"--methods: not all of them explain {classifier.model} ({reason}){hint}") from error
+        raise InputError(f"--methods, --metrics: not all of them suit {classifier.model} ({reason}){hint}") from error
 
 
 def join(store: Store, trial_id: str, about: Mapping[str, object], classifier: GivenClassifier, data: Dataset) -> str:

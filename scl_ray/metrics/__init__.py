@@ -29,7 +29,7 @@ from scl_ray.metrics import (
 from scl_ray.metrics.metric import Metric
 from scl_ray.metrics.undefined import undefined
 
-__all__ = ["METRICS", "Batch", "Metric", "Scores", "cost", "resolve", "score", "score_many"]
+__all__ = ["METRICS", "Batch", "Metric", "Scores", "check", "cost", "resolve", "score", "score_many"]
 
 Pair = tuple[str, str]
 
@@ -131,6 +131,13 @@ def cost(cells: Iterable[Pair], image_size: int) -> int:
         shared = resolve(group[0][1])
         total += shared.entry.cost(_unique(method for method, _ in group), image_size, shared.parameters)
     return total
+
+
+def check(batch: Batch, metrics: Iterable[str]) -> None:
+    """Raise ValueError, in one sentence, when a metric cannot be computed for the model of *batch*, of one image."""
+    for metric in map(resolve, metrics):
+        if metric.entry.serves is not None:
+            metric.entry.serves(batch, **metric.parameters)
 
 
 def _shared(pairs: Sequence[Pair]) -> list[list[Pair]]:

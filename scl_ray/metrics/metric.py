@@ -31,6 +31,8 @@ class Metric:
     curve: for metrics that sum up a curve, what gives a value per step (N,steps), ``curve(passed, **parameters)``, or
       the field of *passed* that holds it.
     version: raised when the definition changes, so that stored scores are computed again.
+    serves: called with a batch of one image and the parameters before any work starts; raises ValueError when the
+      network is not one that the metric can be computed for.
     """
 
     function: Callable[..., Tensor]
@@ -47,6 +49,7 @@ class Metric:
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: {"protocol": PROTOCOL})
     reversed_by: tuple[str, Any] | None = None
     version: int = 1
+    serves: Callable[..., None] | None = None
 
     def better(self, parameters: Mapping[str, Any]) -> str:
         """Whether "lower" or "higher" values are better under *parameters*."""

@@ -31,7 +31,7 @@ def explain_mosaics(
     images = batch.images.split(-(-len(batch.images) // grid**2))  # a mosaic takes the memory of grid**2 images
     ids = list(range(len(batch.images)) if batch.image_ids is None else map(int, batch.image_ids))
     if f"mosaics of {grid}" not in batch.kept:
-        serves(batch, grid)
+        serves(batch, grid=grid)
         batch.kept[f"mosaics of {grid}"] = True
     found: dict[str, list[Tensor]] = {method: [] for method in maps}
     start = 0
@@ -50,7 +50,7 @@ def explain_mosaics(
     return {method: torch.cat(parts) for method, parts in found.items()}
 
 
-def serves(batch: Batch, grid: int) -> None:
+def serves(batch: Batch, *, grid: int, **parameters: Any) -> None:
     """Raise ValueError, in one sentence, when the network does not take mosaics of *grid* x *grid* images."""
     first = batch.images[:1]
     mosaic = first.repeat(1, 1, grid, grid)
@@ -76,7 +76,8 @@ def mosaic_cost(methods: list[str], image_size: int, parameters: Mapping[str, An
 def grid_pointing_game(batch: Batch, maps: Tensor, cells: Tensor, **parameters: Any) -> Tensor:
     """Share of the positive attribution of a mosaic that lies in the cell of the image explained, in [0,1].
 
-    Higher is better; chance is 1/grid**2. Undefined where nothing is positive.
+    Higher is better; chance is 1/grid**2, which is what a method that knows no class can reach. Undefined where nothing
+    is positive.
 
     Böhle et al., Convolutional Dynamic Alignment Networks for Interpretable Classifications, CVPR 2021, after Zhang
     et al., Top-Down Neural Attention by Excitation Backprop, IJCV 126, 2018.
@@ -141,7 +142,8 @@ METRICS = {
         grid_pointing_game,
         passes=explain_mosaics,
         cost=mosaic_cost,
-        needs=frozenset({"class", "re-explanation", "reference"}),
+        serves=serves,
+        needs=frozenset({"re-explanation", "reference"}),
         parameters={
             "protocol": PROTOCOL,
             "grid": Parameter(

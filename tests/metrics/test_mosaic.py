@@ -151,12 +151,13 @@ def test_what_it_needs(context, network, images, targets):
         score(*given, method="saliency")
     with pytest.raises(ValueError, match="grid_pointing_game explains again"):
         score(*given, **reference)
-    with pytest.raises(ValueError, match="contrasts classes, and eigen_cam explains none"):
-        score(*given, method="eigen_cam", **reference)
     with pytest.raises(ValueError, match="grid must be a whole number of at least 2, not 1"):
         score(*given, method="saliency", grid=1, **reference)
     with pytest.raises(ValueError, match="give reference images of the shape of the images"):
         score(*given, method="saliency", reference=context.reference[..., :16])
+    # What knows no class is the control: about chance.
+    control = score(*given, method="random", **reference)
+    assert abs(control.mean().item() - 0.25) < 0.02
     # Without labels they are of the classes that the network predicts.
     assert score(*given, method="saliency", reference=context.reference).isfinite().all()
 

@@ -298,7 +298,7 @@ def test_a_network_that_fails_is_named(home: Path, tmp_path: Path, evaluate: Run
         ({"model": "given_module:large"}, "--model given_module:large: cannot be imported"),
         ({"model": "given_module:grey"}, "0.weight is (16, 3, 3, 3) in the file and (16, 1, 3, 3) in the network"),
         ({"layer": "conv9"}, "--layer conv9: the network has no such module"),
-        ({"layer": "8", "methods": "grad_cam"}, "--methods: not all of them explain"),
+        ({"layer": "8", "methods": "grad_cam"}, "not all of them suit"),
         ({"labels": "none.txt"}, "--labels none.txt: cannot be read"),
         ({"methods": "grad_cma"}, "did you mean 'grad_cam'?"),
         ({"metrics": "complexity[x=1]"}, "--metrics"),

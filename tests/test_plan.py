@@ -1,0 +1,62 @@
+import dataclasses
+
+import pytest
+import torch
+from conftest import DEMO
+from torch import nn
+
+from scl_ray import config, plan
+from scl_ray.config import InputError
+from scl_ray.store import open_store
+
+
+class OneSize(nn.Module):
+    """A backbone that looks at whole images, of 32x32 pixels only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cam_layer = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU())
+        self.last = nn.Linear(4 * 32 * 32, 16)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(self.cam_layer(images).flatten(1))
+
+
+@pytest.fixture
+def planned(digits, tmp_path, monkeypatch):
+    def make(*overrides):
+        sweep = config.load(DEMO, ["grid.objective=cross_entropy", "grid.seed=0", *overrides])
+        return plan.make(sweep, digits, open_store(str(tmp_path), "planned"), slots=2)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("method", "metric", "reason"),
+    [
+        ("guided_backprop", "complexity", "has none; use saliency"),
+        ("saliency", "grid_pointing_game", "takes only images of 32x32"),
+    ],
+)
+def test_what_a_backbone_does_not_suit_is_refused_before_any_work(planned, monkeypatch, method, metric, reason):
+    monkeypatch.setattr("scl_ray.backbones.build", lambda name, size: OneSize())
+    found = planned(f"evaluation.methods={method}", f"evaluation.metrics={metric}")
+    with pytest.raises(InputError, match=f"grid.backbone: resnet8 .*{reason}.*; change"):
+        plan.check_backbones(found, ["resnet8"])
+
+
+def test_every_method_and_metric_suits_a_resnet(planned):
+    from scl_ray.attribution import METHODS
+    from scl_ray.metrics import METRICS
+
+    found = planned(f"evaluation.methods={list(METHODS)}", f"evaluation.metrics={list(METRICS)}",
+                    "evaluation.target=[class_score, prototype, label_free, corpus]")  # fmt: skip
+    plan.check_backbones(found, ["resnet8"])
+    methods = {versioned.cell.method for versioned in found.cells}
+    assert {"grad_cam", "grad_cam[target=corpus]", "lrp[target=label_free]", "edge"} <= methods
+    # What explains no class is not contrasted, and the digits have no masks.
+    left_out = {(cell.method, cell.metric) for cell, _ in found.not_cells}
+    assert ("saliency[target=label_free]", "ssim_contrastivity") in left_out
+    assert ("edge", "random_logit") in left_out
+    assert ("saliency", "pointing_game") in left_out
+    assert dataclasses.asdict(found)["images"] == 160
