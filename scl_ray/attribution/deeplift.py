@@ -102,8 +102,7 @@ class _Rules:
             change = highest - was_highest
             where = torch.where(change >= 0, place, was_place).flatten(2)
             own = (at - begin).flatten(2).gather(2, where)
-            flat = change.flatten(2)
-            share = torch.where(flat == 0, 1, flat / own.where(flat != 0, 1))
+            share = torch.where(own == 0, 1, change.flatten(2) / own.where(own != 0, 1))
             passed = torch.zeros_like(at).flatten(2).scatter_add(2, where, gradient.flatten(2) * share)
             return (passed.view_as(at),)
 
