@@ -44,15 +44,6 @@ class OutOfOrder(nn.Module):
         if len(images) > 1:
             raise RuntimeError("this network is out of order")
         return self.network(images)
-
-
-class Pair(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.network = small(10)
-
-    def forward(self, images):
-        return self.network(images), images
 """
 
 
