@@ -75,7 +75,7 @@ def non_sensitivity(batch: Batch, maps: Tensor, passed: Tensor, *, patch_size: i
 
 
 class Shifted(nn.Module):
-    """*model* for images that are shifted by the constant *shift*: it undoes the shift first.
+    """*model* for images whose values are all lower by *shift*: it adds the shift again.
 
     Changing the bias of the first layer instead (as the paper and Quantus do) is the same only without zero padding.
     """
@@ -87,13 +87,19 @@ class Shifted(nn.Module):
         for name in ("prototypes", "cam_layer"):
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
-        if callable(getattr(model, "embed", None)):
-            self.embed = lambda images: model.embed(images - shift)  # type: ignore[operator]
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.model(images - self.shift)
+        scores: Tensor = self.model(images + self.shift)
         return scores
+
+
+class ShiftedEmbedding(Shifted):
+    """`Shifted`, for a model that makes embeddings."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        features: Tensor = self.model.embed(images + self.shift)  # type: ignore[operator]
+        return features
 
 
 def explain_shifted(
@@ -103,8 +109,9 @@ def explain_shifted(
 
     The reference and the pixel space shift along, so that only the method can tell the difference.
     """
-    # Kept, since what other forms the shifted network has are made once too.
-    model, kept = batch.kept.setdefault(f"shifted by {shift}", (Shifted(batch.model, -shift), {}))
+    wrapper = ShiftedEmbedding if callable(getattr(batch.model, "embed", None)) else Shifted
+    # Kept, since the other forms that the shifted network has are made once too.
+    model, kept = batch.kept.setdefault(f"lowered by {shift}", (wrapper(batch.model, shift), {}))
     images = batch.images - shift
     shifted = batch.but(
         model=model,

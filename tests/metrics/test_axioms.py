@@ -9,7 +9,7 @@ from torch import nn
 from scl_ray import attribution
 from scl_ray.attribution import Batch, explain
 from scl_ray.metrics import score
-from scl_ray.metrics.axioms import Shifted, explain_shifted
+from scl_ray.metrics.axioms import ShiftedEmbedding, explain_shifted
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +123,18 @@ def test_input_invariance_agrees_with_quantus(method):
     assert len(set(theirs)) == 1
 
 
-def test_the_shifted_network_is_the_same_one(trained, images, network):
-    shifted = Shifted(network, -0.7)
+def test_the_shifted_network_is_the_same_one(images, network):
+    shifted = ShiftedEmbedding(network, 0.7)
     with torch.no_grad():
         assert (shifted(images[:4] - 0.7) - network(images[:4])).abs().max() < 1e-5
         assert (shifted.embed(images[:4] - 0.7) - network.embed(images[:4])).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["lrp", "deep_lift[target=prototype]", "saliency[target=label_free]"])
+def test_networks_that_are_rewritten_and_embeddings_are_shifted_too(network, colour, chosen, method):
+    maps = explain(network, colour[:2], chosen[:2], method)
+    values = score("input_invariance", network, colour[:2], chosen[:2], maps, method=method)
+    assert (values < 1e-5).all() if "saliency" in method else (values > 0.01).all()
 
 
 def test_pixel_space_and_reference_shift_along(network, images, targets, digits, monkeypatch):
