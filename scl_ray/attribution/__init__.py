@@ -71,7 +71,8 @@ def explain(
     reference, reference_labels: a fixed set of other images (M,C,H,W) and their classes (M,), for methods that need
       some; without labels they are of the classes that the model predicts.
 
-    CAMs lie in [0,1] and are all zero where nothing is positive; the others keep their scale and sign. Raises
+    CAMs lie in [0,1] and are all zero where nothing is positive; the others keep their scale and sign. A map is nan
+    where its method's own check fails: where what DeepLIFT or LRP share out does not add up to the score. Raises
     ValueError for an unknown method or parameter, and for a network that the method cannot explain.
     """
     spec = resolve(method, **parameters).spec
