@@ -500,9 +500,10 @@ def sentence(error: ValidationError, model: type[BaseModel] = Sweep) -> str:
         case "model_type" | "dict_type" | "model_attributes_type":
             return f"{key}: must hold keys of its own, not {first['input']!r}"
         case "string_pattern_mismatch":
-            return f"{key}: must be made of letters, digits, dots, dashes and underscores, not {first['input']!r}"
+            return (f"{key}: must be made of letters, digits, dots, dashes and underscores, and begin with a letter or "
+                    f"digit, not {first['input']!r}")  # fmt: skip
         case _:
-            return f"{key}: {first['msg'].replace('Input should', 'should', 1)}, not {first['input']!r}"
+            return f"{key}: {first['msg'].replace('Input ', '').replace('String ', '')}, not {first['input']!r}"
 
 
 def _keys(model: Any, loc: Iterable[int | str]) -> Iterable[str]:

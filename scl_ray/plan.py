@@ -111,8 +111,10 @@ def check_backbones(plan: Plan, names: Sequence[str]) -> None:
 
     size, classes = plan.dataset["image_size"], len(plan.dataset["classes"])
     methods = dict.fromkeys(v.cell.method for v in plan.cells)
-    image, target = torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.int64)
-    reference, labels = torch.zeros(classes, 3, size, size), torch.arange(classes)
+    # Not the mean image, with which there is nothing to tell apart: whatever the network, what it shares out adds up.
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(1, dtype=torch.int64)
+    reference, labels = image.expand(classes, -1, -1, -1), torch.arange(classes)
     for name in names:
         try:
             with torch.random.fork_rng(devices=[]):
@@ -147,7 +149,8 @@ def cells_of(sweep: Sweep | Comparison, has_masks: bool) -> tuple[list[Cell], li
     valid, not_cells = cells(sweep.evaluation.methods, sweep.evaluation.metrics, has_masks)
     if not valid:
         reason = not_cells[0][1] if not_cells else "their protocols differ"
-        raise InputError(f"evaluation: no method goes with any metric ({reason}); add one that does")
+        raise InputError(f"evaluation.methods, evaluation.metrics: no method goes with any metric ({reason}); add one "
+                         "that does")  # fmt: skip
     return valid, not_cells
 
 

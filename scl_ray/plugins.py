@@ -31,7 +31,7 @@ def is_plugin(name: str) -> bool:
 def load(name: str) -> Callable[..., Any]:
     """The callable that ``module:callable`` names. Raises ValueError, in one sentence, when there is none."""
     module_name, _, attribute = name.partition(":")
-    fix = "write module:callable and put the module beside the configuration or on PYTHONPATH"
+    fix = "write module:callable and put the module in the current folder or on PYTHONPATH"
     try:
         part: Any = importlib.import_module(module_name)
         for piece in attribute.split("."):

@@ -10,18 +10,24 @@ refused.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
 
 from scl_ray import plugins
-from scl_ray.config import DatasetConfig, Evaluation, InputError, sentence
+from scl_ray.config import InputError, sentence
 from scl_ray.datasets import DATASETS, INFO
-from scl_ray.given.joining import Asked
+from scl_ray.given.config import Asked
 from scl_ray.given.run import describe, run
+
+# What this command shares with sweeps names settings by the configuration's keys, which are flags here.
+_KEYS = re.compile(
+    r"(?<![\w./-])(?:evaluation\.(images|protocol|methods|metrics)|dataset\.(name|root|image_size))(?!\w)"
+)
+_FLAGS = {"name": "--dataset", "root": "ROOT in --dataset NAME:ROOT", "image_size": "--image-size"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,8 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return run(asked, options.out, console)
     except InputError as error:
-        # What both commands check is named by the configuration's keys, which are flags here.
-        print(f"refused: {str(error).replace('evaluation.', '--')}", file=sys.stderr)
+        print(f"refused: {_with_flags(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
@@ -54,28 +59,31 @@ def _asked(options: argparse.Namespace) -> Asked:
     if not options.mean or not options.std:
         raise InputError("--mean and --std: cannot be known from weights; give what the network was trained with, for "
                          "torchvision's on ImageNet --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225")  # fmt: skip
-    if len(options.mean) != len(options.std) or len(options.mean) not in (1, 3) or min(options.std) <= 0:
-        raise InputError("--mean and --std: give three values each, or one each for a network of grey images, those of "
-                         "--std above 0")  # fmt: skip
+    if len(options.mean) != len(options.std) or len(options.mean) not in (1, 3):
+        raise InputError("--mean and --std: give three values each, or one each for a network of grey images")
+    if not all(0 <= value <= 1 for value in options.mean) or not all(0 < value <= 1 for value in options.std):
+        raise InputError("--mean and --std: are of pixels in [0, 1], those of --std above 0; divide values for pixels "
+                         "of 0 to 255 by 255")  # fmt: skip
     if options.image_size is None and name not in INFO:
         raise InputError(f"--image-size: cannot be known for {name}; give the side in pixels of the images that the "
                          "network was trained on, as --image-size 224")  # fmt: skip
-    if not options.name.replace(".", "").replace("-", "").replace("_", "").isalnum():
-        raise InputError(f"--name {options.name}: must be made of letters, digits, dots, dashes and underscores")
-    evaluation = {"images": options.images, "protocol": options.protocol, "methods": options.methods,
-                  "metrics": options.metrics}  # fmt: skip
-    return Asked(
-        name=options.name,
-        files=tuple(options.checkpoint),
-        names=tuple(options.label),
-        model=options.model,
-        layer=options.layer,
-        mean=tuple(options.mean),
-        std=tuple(options.std),
-        labels=options.labels,
-        dataset=_valid(DatasetConfig, {"name": name, "root": root, "image_size": options.image_size}, "--dataset "),
-        evaluation=_valid(Evaluation, evaluation, "--"),
-    )
+    try:
+        return Asked.model_validate({
+            "name": options.name,
+            "checkpoint": options.checkpoint,
+            "label": options.label,
+            "model": options.model,
+            "layer": options.layer,
+            "mean": options.mean,
+            "std": options.std,
+            "labels": options.labels,
+            "dataset": {"name": name, "root": root, "image_size": options.image_size},
+            "evaluation": {"images": options.images, "protocol": options.protocol, "methods": options.methods,
+                           "metrics": options.metrics},
+        })  # fmt: skip
+    except ValidationError as error:
+        message = sentence(error, Asked)
+        raise InputError(message if _KEYS.match(message) else f"--{message}") from error
 
 
 def _dataset(text: str) -> tuple[str, str | None]:
@@ -85,11 +93,10 @@ def _dataset(text: str) -> tuple[str, str | None]:
     return ":".join(parts[:names]), ":".join(parts[names:]) or None
 
 
-def _valid(model: Any, settings: dict[str, Any], flag: str) -> Any:
-    try:
-        return model.model_validate(settings)
-    except ValidationError as error:
-        raise InputError(f"{flag}{sentence(error, model)}") from error
+def _with_flags(message: str) -> str:
+    """*message* with this command's flags for the configuration's keys; nothing is downloaded here."""
+    message = message.replace(", or dataset.download to true", "")
+    return _KEYS.sub(lambda key: f"--{key[1]}" if key[1] else _FLAGS[key[2]], message)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -167,8 +167,8 @@ def _root(config: DatasetConfig) -> Path:
 
 def _missing(config: DatasetConfig, what: str, hint: str = "") -> InputError:
     return InputError(
-        f"dataset {config.name}: found no {what} in {_root(config)}; set dataset.download to true, "
-        f"or dataset.root to the folder that holds it{hint}"
+        f"dataset {config.name}: found no {what} in {_root(config)}; set dataset.root to the folder that holds it"
+        f", or dataset.download to true{hint}"
     )
 
 

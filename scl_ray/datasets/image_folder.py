@@ -84,7 +84,9 @@ def _files(root: Path) -> dict[str, dict[str, list[Path]]]:
     alone = _is_of_classes(root)
     for split, place in {"test": root}.items() if alone else ((name, root / name) for name in ("train", "test")):
         if not place.is_dir():
-            raise InputError(f"{place}: is no folder; dataset.root holds train/ and test/ with a folder per class")
+            missing = place if root.is_dir() else root
+            raise InputError(f"{missing}: is no folder; set dataset.root to a folder that holds train/ and test/ with "
+                             "a folder per class, or, where nothing is trained, those folders alone")  # fmt: skip
         found[split] = {folder.name: _images(folder) for folder in _folders(place)}
         if alone:
             found[split].pop("masks", None)

@@ -21,7 +21,12 @@ def read(config: DatasetConfig) -> Source:
     on the object. Raises InputError when something else comes back.
     """
     name = f"dataset {config.name}"
-    arrays = plugins.load(config.name)(*([] if config.root is None else [config.root]))
+    function = plugins.load(config.name)
+    try:
+        arrays = function(*([] if config.root is None else [config.root]))
+    except Exception as error:  # a user's function may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{name}: raised {reason}; it is called with dataset.root where there is one") from error
     if not isinstance(arrays, Mapping) or not set(_NEEDED) <= set(arrays) <= {*_NEEDED, *_OPTIONAL}:
         raise InputError(
             f"{name}: must return a mapping of {', '.join(_NEEDED)} and, if wanted, {', '.join(_OPTIONAL)}"

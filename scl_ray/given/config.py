@@ -1,5 +1,6 @@
-"""What a network that was trained elsewhere is, and an evaluation of several."""
+"""What a network that was trained elsewhere is, an evaluation of several, and what a command asks for."""
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -7,6 +8,8 @@ from pydantic import Field
 from scl_ray.config import DatasetConfig, Evaluation, Name, Settings, digest
 
 VERSION = 1  # raised when what is made of the same weights changes
+
+Label = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class Network(Settings):
@@ -19,7 +22,7 @@ class Network(Settings):
     pixels in [0, 1], per channel.
     """
 
-    label: Annotated[str, Field(min_length=1, max_length=100)]
+    label: Label
     seed: Annotated[int, Field(ge=0)] = 0
     dataset: str
     fingerprint: str
@@ -75,4 +78,23 @@ class Comparison(Settings):
     name: Name
     dataset: DatasetConfig
     networks: list[Network]
+    evaluation: Evaluation
+
+
+class Asked(Settings):
+    """What a command asks for, by the names of its flags: networks by their weights, and what is measured on them.
+
+    ``label`` names them in tables and figures: none, one for all, or one each. ``labels`` is the file that says which
+    output stands for which class.
+    """
+
+    name: Name
+    checkpoint: tuple[Path, ...]
+    label: tuple[Label, ...]
+    model: str
+    layer: str | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels: Path | None
+    dataset: DatasetConfig
     evaluation: Evaluation

@@ -6,55 +6,36 @@ import platform
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from scl_ray import attribution, metrics, plugins, readout
-from scl_ray.config import DatasetConfig, Evaluation, InputError, digest
+from scl_ray import attribution, metrics, plugins, readout, specs
+from scl_ray.config import Evaluation, InputError, digest
 from scl_ray.datasets import Dataset
 from scl_ray.evaluation import reference_images
 from scl_ray.given import checkpoint, images, labels, weights
 from scl_ray.given.checkpoint import GivenClassifier
-from scl_ray.given.config import Network
+from scl_ray.given.config import Asked, Network
 from scl_ray.store import Store
 
 AT_ONCE = 64  # images in a pass that calibrates
 OF_CLASS = ("prototype", "corpus")  # targets that need images of whichever class the network predicts
+DRAWS = "gradient_shap"  # takes its baselines from other images where there are some; its values must not mix the two
 
 Networks = dict[str, Network]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a command asks for: networks by their weights and how to build them, and what is measured on them.
-
-    ``names`` are their labels in tables and figures: none, one for all, or one each.
-    """
-
-    name: str
-    files: tuple[Path, ...]
-    names: tuple[str, ...]
-    model: str
-    layer: str | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    labels: Path | None
-    dataset: DatasetConfig
-    evaluation: Evaluation
-
-
 def read(asked: Asked, dataset: Dataset) -> dict[str, tuple[Network, GivenClassifier]]:
     """The networks asked for, by identity, not calibrated. Raises InputError for one that cannot be evaluated."""
-    names = asked.names or tuple(path.stem for path in asked.files)
-    if len(names) not in (1, len(asked.files)):
-        raise InputError(f"--label: gives {len(names)} labels for {len(asked.files)} checkpoints; give one each or one "
-                         "for all")  # fmt: skip
+    names, count = asked.label or tuple(path.stem for path in asked.checkpoint), len(asked.checkpoint)
+    if len(names) not in (1, count):
+        raise InputError(f"--label: gives {len(names)} labels for {count} checkpoints; give one each or one for all")
     found: dict[str, tuple[Network, GivenClassifier]] = {}
-    for path, label in zip(asked.files, names * (len(asked.files) // len(names)), strict=True):
+    for path, label in zip(asked.checkpoint, names * (count // len(names)), strict=True):
         network, classifier = _read(asked, path, label, dataset)
         if network.identity in found:
             raise InputError(f"--checkpoint {path}: holds the same weights as another one given; leave one out")
@@ -106,6 +87,9 @@ def _outputs(network: nn.Module, image: Tensor, model: str) -> int:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"--model {model}: takes no images of {shape} ({reason}); change --image-size, or give one "
                          "value of --mean and --std for a network of grey images") from error  # fmt: skip
+    if isinstance(scores, Tensor) and not scores.isfinite().all():
+        raise InputError(f"--model {model}: gives scores that are not finite; give other weights, and --mean and --std "
+                         "as the network was trained with")  # fmt: skip
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 1 or scores.shape[1] < 2:
         given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(f"--model {model}: makes {given} of one image; give one that returns class scores (N, K)")
@@ -113,7 +97,10 @@ def _outputs(network: nn.Module, image: Tensor, model: str) -> int:
 
 
 def earlier(store: Store, dataset: Dataset, channels: int, validation: float) -> tuple[Networks, list[str]]:
-    """The networks that the store holds already, in the order they came, and what is left out, with the reason."""
+    """The networks that the store holds already, in the order they came, and what is left out, with the reason.
+
+    Raises InputError when they were evaluated on other images, which cannot be compared with these.
+    """
     kept: Networks = {}
     left_out: list[str] = []
     for trial_id in (store.read_json("plan.json") or {"trials": []})["trials"]:
@@ -122,11 +109,12 @@ def earlier(store: Store, dataset: Dataset, channels: int, validation: float) ->
             continue  # its command was stopped before it was there, and brings it again
         network = Network.model_validate(record["configuration"]["network"])
         if network.images != (dataset.fingerprint, dataset.image_size, channels, validation):
-            left_out.append(f"{network.label} ({trial_id}): it was evaluated on other images")
-        elif network.code != _code(network.model):
-            left_out.append(f"{network.label} ({trial_id}): {network.model} is not what it was")
-        else:
+            raise InputError(f"--dataset: {network.label!r}, which lies under the same --name, was evaluated on other "
+                             "images, or at another size or number of channels; choose another --name")  # fmt: skip
+        if network.code == _code(network.model):
             kept[trial_id] = network
+        else:
+            left_out.append(f"{network.label} ({trial_id}): {network.model} is not what it was")
     return kept, left_out
 
 
@@ -168,6 +156,8 @@ def check(classifier: GivenClassifier, dataset: Dataset, evaluation: Evaluation)
         if "reference" in metrics.resolve(metric).entry.needs and not len(chosen):
             raise InputError(f"--metrics: {metric} compares with other images{hint}")
     for method in evaluation.methods:
+        if specs.parse(method)[0] == DRAWS and not len(chosen):
+            raise InputError(f"--methods: {method} draws its baselines from other images{hint}")
         is_of_class = attribution.resolve(method).parameters.get("target") in OF_CLASS
         if is_of_class and 0 < len(compared.unique()) < len(classifier.classes):
             raise InputError(f"--methods: {method} compares with images of the predicted class, and the dataset has "

@@ -18,8 +18,7 @@ from scl_ray.cluster.progress import Progress
 from scl_ray.datasets import Dataset
 from scl_ray.given import images, joining
 from scl_ray.given.checkpoint import GivenClassifier
-from scl_ray.given.config import Comparison, Network
-from scl_ray.given.joining import Asked
+from scl_ray.given.config import Asked, Comparison, Network
 from scl_ray.plan import Plan, Work
 from scl_ray.store import Store, local_folder, open_store
 
@@ -106,7 +105,7 @@ def _plan(asked: Asked, given: _Given, store: Store, console: Console) -> Plan[N
     known, left_out = joining.earlier(store, given.dataset, len(asked.mean), asked.dataset.validation)
     for reason in left_out:
         console.print(f"left out: {reason}", style="yellow")
-    trials = joining.together(known, given.networks, bool(asked.names))
+    trials = joining.together(known, given.networks, bool(asked.label))
     comparison = Comparison(
         name=asked.name, dataset=asked.dataset, networks=list(trials.values()), evaluation=asked.evaluation
     )

@@ -2,12 +2,12 @@
 
 import inspect
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
@@ -48,12 +48,14 @@ def read(path: Path) -> State:
     if not path.is_file():
         raise InputError(f"{name}: there is no such file; give the file that holds the network's weights")
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are refused all the same
+            loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{name}: holds more than weights, or is no checkpoint, and a pickled object could run code; "
                          "save model.state_dict() with safetensors.torch.save_file") from error  # fmt: skip
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # of bytes that are none of the formats, the readers raise almost anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{name}: cannot be read as weights ({reason}); save model.state_dict() again") from error
     state = _state(loaded)
     if isinstance(state, str):
@@ -111,7 +113,7 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
 
 def _classes(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """How many outputs the saved network has, by the last of the names that it shares with *network*'s own."""
-    last = list(network.state_dict())[-1]
+    last = next(reversed(network.state_dict()), "")
     return len(state[last]) if last in state and state[last].ndim else None
 
 

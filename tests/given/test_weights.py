@@ -73,7 +73,9 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0")
     (tmp_path / "empty.pt").write_bytes(b"")
-    for name in ("cut.safetensors", "empty.pt"):
+    (tmp_path / "other.pt").write_bytes(b"hello")
+    (tmp_path / "odd.pt").write_bytes(b"\x80\x02a")  # a pickle that takes from an empty stack
+    for name in ("cut.safetensors", "empty.pt", "other.pt", "odd.pt"):
         assert "cannot be read as weights" in refused(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pt")
     assert "holds no weights" in refused(tmp_path / "list.pt")

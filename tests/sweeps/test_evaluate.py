@@ -250,6 +250,15 @@ def test_test_images_alone_outputs_of_other_classes_and_a_named_layer(
     assert "digit 7 ·" in (tmp_path / "runs/evaluation/report/index.html").read_text()
 
 
+def test_a_network_whose_scores_are_not_finite_is_refused(home: Path, tmp_path: Path, evaluate: Run) -> None:
+    network = saved(home)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    refused = evaluate("--dry-run", checkpoint=given.save(network, tmp_path / "diverged.safetensors"), out=tmp_path)
+    assert refused.code == 2
+    assert "gives scores that are not finite" in refused.error
+
+
 def test_images_to_compare_with_are_those_that_are_not_evaluated(tmp_path: Path, evaluate: Run) -> None:
     options = {"dataset": "image_folder:digits/test", "methods": "grad_cam[target=prototype]", "metrics": "complexity",
                "out": tmp_path}  # fmt: skip
@@ -288,13 +297,19 @@ def test_a_network_that_fails_is_named(home: Path, tmp_path: Path, evaluate: Run
         ({"mean": 0.5, "std": 0}, "above 0"),
         ({"mean": 0.3, "std": 0.4, "dataset": "digits"}, "given_module:small: takes no images of 1x16x16"),
         ({"image_size": None}, "--image-size: cannot be known for image_folder"),
-        ({"image_size": 3}, "--dataset image_size"),
-        ({"dataset": "image_folder:nowhere"}, "nowhere"),
+        ({"image_size": 3}, "--image-size: should be greater"),
+        ({"mean": (123.7, 116.3, 103.5), "std": (58, 57, 57)}, "divide values for pixels of 0 to 255 by 255"),
+        ({"std": ("nan", "nan", "nan")}, "are of pixels in [0, 1]"),
+        ({"dataset": "image_folder:nowhere"}, "nowhere: is no folder; set ROOT in --dataset NAME:ROOT to a folder"),
+        ({"dataset": "cifar10:nowhere"}, "nowhere; set ROOT in --dataset NAME:ROOT to the folder that holds it\n"),
+        ({"dataset": "given_module:small:ROOT"}, "dataset given_module:small: raised TypeError"),
         ({"dataset": "image_folder"}, "give image_folder:PATH"),
-        ({"dataset": "cifar11:/data"}, "there is no dataset 'cifar11'"),
+        ({"dataset": "cifar11:/data"}, "--dataset: there is no dataset 'cifar11'"),
         ({"checkpoint": "none.safetensors"}, "no such file"),
         ({"checkpoint": ("net0.safetensors", "net0.safetensors")}, "the same weights"),
         ({"checkpoint": ("net0.safetensors", "net1.safetensors"), "label": ("a", "b", "c")}, "3 labels for 2"),
+        ({"label": ""}, "--label.0: should have at least 1 character"),
+        ({"model": "torch.nn:Module"}, "0.bias of the file is not in the network"),
         ({"model": "given_module:large"}, "--model given_module:large: cannot be imported"),
         ({"model": "given_module:grey"}, "0.weight is (16, 3, 3, 3) in the file and (16, 1, 3, 3) in the network"),
         ({"layer": "conv9"}, "--layer conv9: the network has no such module"),
@@ -302,10 +317,12 @@ def test_a_network_that_fails_is_named(home: Path, tmp_path: Path, evaluate: Run
         ({"labels": "none.txt"}, "--labels none.txt: cannot be read"),
         ({"methods": "grad_cma"}, "did you mean 'grad_cam'?"),
         ({"metrics": "complexity[x=1]"}, "--metrics"),
-        ({"metrics": "pointing_game"}, "masks"),
+        ({"metrics": "pointing_game"}, "--methods, --metrics: no method goes with any metric"),
+        ({"methods": "gradient_shap", "dataset": "image_folder:digits/test", "images": 60}, "at most 30, by --images"),
         ({"images": 61}, "--images: 61 is more than the 60 test images"),
         ({"images": 0}, "--images"),
-        ({"name": "a/b"}, "--name a/b"),
+        ({"name": "a/b"}, "--name: must be made of letters"),
+        ({"name": "x" * 101}, "--name: should have at most 100 characters"),
         ({"out": "nosuch://bucket"}, "--out nosuch://bucket"),
         ({"methods": None}, "--methods"),
     ],
@@ -326,9 +343,16 @@ def test_networks_keep_their_names_and_sweeps_their_folders(home: Path, out: Pat
     assert taken.code == 2
     assert "there as 'net0' already" in taken.error
     (home / "elsewhere").mkdir()
-    (home / "elsewhere/net0.safetensors").write_bytes((home / "net1.safetensors").read_bytes())
+    given.save(importlib.import_module("given_module").small(10), home / "elsewhere/net0.safetensors")
+    namesake = evaluate(checkpoint="elsewhere/net0.safetensors", out=out)
+    assert namesake.code == 2
+    assert "other weights are there as 'net0' already; give a --label" in namesake.error
     plan = out / "evaluation/plan.json"
     before = plan.read_text()
+    others = evaluate(out=out, dataset="image_folder:digits/test")
+    assert others.code == 2
+    assert "--dataset: 'net0', which lies under the same --name, was evaluated on other images" in others.error
+    assert plan.read_text() == before
     plan.write_text(json.dumps(json.loads(before) | {"kind": "sweep"}))
     mixed = evaluate(out=out)
     assert mixed.code == 2
