@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 GIB = 2**30
+CONTAINER = Path("/sys/fs/cgroup")  # says what a container may take
 
 # By device: how many images, and how many pixels of images, are worth taking together. A core is busy with 64 images at
 # 32x32 or 8 at 224x224, and slower with more, whose activations the C library hands back to the system each time; a GPU
@@ -43,7 +44,7 @@ def fitting(network: nn.Module, image: Tensor, bound: float | None, tasks: int) 
     bound: GiB; None: half of what is free on the image's device, a host's shared by as many *tasks* as this one.
     """
     kind, pixels = image.device.type, image.shape[-2] * image.shape[-1]
-    room = bound * GIB if bound is not None else free(image.device) / (2 * tasks)
+    room = bound * GIB if bound is not None else free(image.device) / (2 * (tasks if kind == "cpu" else 1))
     units = int(room / max(1, activations(network, image)))
     most, area = _IMAGES.get(kind, _IMAGES["cuda"])
     images = max(1, min(most, area // pixels, units // (_SHARED + _COPY)))
@@ -72,11 +73,14 @@ def free(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    host, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    host, container = Path("/proc/meminfo"), CONTAINER
     if host.exists():
         found += [1024 * int(line.split()[1]) for line in host.read_text().splitlines() if "MemAvailable" in line]
     if (container / "memory.max").exists() and (limit := (container / "memory.max").read_text().strip()) != "max":
-        found.append(int(limit) - int((container / "memory.current").read_text()))
+        used = int((container / "memory.current").read_text())
+        kept = dict(line.split() for line in (container / "memory.stat").read_text().splitlines())
+        # What is kept of files that were read makes room when it is needed.
+        found.append(int(limit) - used + int(kept["active_file"]) + int(kept["inactive_file"]))
     return max(0, min(found))
 
 

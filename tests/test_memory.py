@@ -102,6 +102,17 @@ def test_what_is_free_is_less_than_there_is():
     assert 0 < memory.free(torch.device("cpu")) < 2**50
 
 
+def test_files_that_a_container_keeps_in_memory_count_as_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    for limit, expected in (("9000\n", 9000 - 8000 + 5000), ("7000", 4000), ("2000", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text("8000\n")
+        (tmp_path / "memory.stat").write_text("anon 900\nactive_file 2000\ninactive_file 3000\nworkingset_file 7\n")
+        assert memory.free(torch.device("cpu")) == expected
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free(torch.device("cpu")) > 9000
+
+
 PEAK = """
 import torch
 torch.set_num_threads(1)
