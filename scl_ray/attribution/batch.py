@@ -13,6 +13,9 @@ from scl_ray.attribution import inference
 from scl_ray.attribution.passes import FULL_BATCH, Forward
 from scl_ray.attribution.seeding import generator
 
+# What batches that share `Batch.kept` may differ in.
+_OF_IMAGES = {"images", "targets", "image_ids", "masks", "passed", "at_once"}
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -27,8 +30,8 @@ class Batch:
       without labels they are the classes that the model predicts.
     at_once: how many images a pass of perturbed copies takes at most.
     passed: forward passes of the images that are there already, by target.
-    kept: what was made of the model once, by name: other forms of it, what it makes of the reference. Batches of one
-      model may share it.
+    kept: what was made of the model once, by name: other forms of it, what it makes of the reference. Batches that
+      differ only in their images, with targets, image_ids, masks and passed, may share it.
     """
 
     model: nn.Module
@@ -49,7 +52,9 @@ class Batch:
     def but(self, **changed: object) -> "Batch":
         """This batch with other *images*, *targets*, or another *model*: what depends on them is forgotten."""
         if "model" in changed:
-            changed = {"kept": {}, "layer": None, **changed}
+            changed = {"layer": None, **changed}
+        if not changed.keys() <= _OF_IMAGES:
+            changed = {"kept": {}, **changed}
         return dataclasses.replace(self, **{"passed": {}, **changed})  # type: ignore[arg-type]
 
     def generators(self, spec: str) -> list[np.random.Generator]:
