@@ -28,7 +28,7 @@ def compare_with_reference(
     found = {}
     for method, given in maps.items():
         reference, classes, largest = explained[method]
-        alike = torch.cdist(_scaled(given), reference) <= threshold * largest
+        alike = torch.cdist(_scaled(given), _scaled(reference)) <= threshold * largest
         same = predicted[:, None] == classes
         found[method] = (alike & same).sum(1).double() / alike.sum(1)
     return found
@@ -48,8 +48,11 @@ def sufficiency(batch: Batch, maps: Tensor, passed: Tensor, **parameters: Any) -
 
 
 def _reference_maps(batch: Batch, methods: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Of each method the scaled maps (M',H*W) float64 of the reference that are not flat, the classes (M',) that are
-    predicted of their images, and the largest distance of two of them; made once for a model."""
+    """Of each method the maps (M',H,W) float32 of the reference that are not flat, the classes (M',) that are predicted
+    of their images, and the largest distance of two of the maps, scaled; made once for a model.
+
+    Kept as they are: scaled ones, in float64, would take twice the memory.
+    """
     assert batch.reference is not None
     kept: dict[str, tuple[Tensor, Tensor, Tensor]] = batch.kept.setdefault("reference maps", {})
     missing = [method for method in methods if method not in kept]
@@ -72,7 +75,7 @@ def _reference_maps(batch: Batch, methods: Mapping[str, Tensor]) -> dict[str, tu
             scaled = _scaled(maps[told])
             # Of no maps at all, the largest distance is that of none.
             distances = torch.cdist(scaled, scaled) if len(scaled) else scaled.new_zeros(1)
-            kept[method] = scaled, classes[told], distances.max()
+            kept[method] = maps[told], classes[told], distances.max()
     return kept
 
 
