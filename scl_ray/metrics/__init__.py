@@ -96,9 +96,13 @@ def score(
     # A metric that does not explain again takes maps of any origin, so they need no name.
     name = attribution.resolve(method).spec if method is not None else "given maps"
     batch = Batch(
-        model, images, targets, layer, mean, std, seed, image_ids, reference, reference_labels, masks
+        model, images.detach(), targets, layer, mean, std, seed, image_ids, reference, reference_labels, masks
     )  # fmt: skip
-    return score_many(batch, {name: maps}, [(name, resolved.spec)])[name, resolved.spec].values
+    _check(batch, name, maps, resolved)
+    if resolved.entry.passes is not None:
+        _check_classes(batch)
+    found = score_many(batch, {name: maps.detach().float()}, [(name, resolved.spec)])
+    return found[name, resolved.spec].values
 
 
 def score_many(batch: Batch, maps: Mapping[str, Tensor], cells: Iterable[Pair]) -> dict[Pair, Scores]:
@@ -107,8 +111,6 @@ def score_many(batch: Batch, maps: Mapping[str, Tensor], cells: Iterable[Pair]) 
     maps: (N,H,W) by the method's canonical spec. Raises ValueError when a metric lacks something it needs.
     """
     pairs = list(cells)
-    if batch.model.training:
-        raise ValueError("the model is in training mode, where batch-norm mixes images; call model.eval() first")
     for method, metric in pairs:
         _check(batch, method, maps[method], resolve(metric))
     found = {}
@@ -134,7 +136,8 @@ def cost(cells: Iterable[Pair], image_size: int) -> int:
 
 
 def check(batch: Batch, metrics: Iterable[str]) -> None:
-    """Raise ValueError, in one sentence, when a metric cannot be computed for the model of *batch*, of one image."""
+    """Raise ValueError, in one sentence, when a metric cannot be computed for the model and the size of the images of
+    *batch*, of one image."""
     for metric in map(resolve, metrics):
         if metric.entry.serves is not None:
             metric.entry.serves(batch, **metric.parameters)
@@ -172,14 +175,16 @@ def _values(batch: Batch, maps: Tensor, passed: Any, metric: Resolved[Metric]) -
     nothing, nan = undefined(metric.entry.undefined, batch, maps, passed, values), float("nan")
     curve = None
     if metric.entry.curve is not None:
-        found = metric.entry.curve
-        steps = getattr(passed, found) if isinstance(found, str) else found(passed, **metric.parameters)
-        curve = steps.masked_fill(nothing[:, None], nan)
+        curve = metric.entry.curve(passed, **metric.parameters).float().masked_fill(nothing[:, None], nan)
     return Scores(values.masked_fill(nothing, nan), curve)
 
 
 def _check(batch: Batch, method: str, maps: Tensor, metric: Resolved[Metric]) -> None:
     shape = (len(batch.images), *batch.images.shape[2:])
+    if batch.model.training:
+        raise ValueError("the model is in training mode, where batch-norm mixes images; call model.eval() first")
+    if batch.targets.shape != shape[:1] or batch.targets.dtype != torch.int64:
+        raise ValueError("targets must be the class of each image, (N,) int64")
     if maps.shape != shape:
         raise ValueError(f"maps have shape {tuple(maps.shape)}, not {shape}, one (H,W) map an image")
     if "masks" in metric.entry.needs and (batch.masks is None or batch.masks.shape != shape):
@@ -188,6 +193,14 @@ def _check(batch: Batch, method: str, maps: Tensor, metric: Resolved[Metric]) ->
         raise ValueError(f"{metric.spec} needs reference images; give reference=, a tensor (M,C,H,W)")
     if "class" in metric.entry.needs and not attribution.explains_class(method):
         raise ValueError(f"{metric.spec} contrasts classes, and {method} explains none")
+
+
+def _check_classes(batch: Batch) -> None:
+    """One pass more, of one image: on a GPU, reading the score of a class that is not there ends the process."""
+    with torch.inference_mode():
+        classes = batch.model(batch.images[:1]).shape[1]
+    if not bool(((batch.targets >= 0) & (batch.targets < classes)).all()):
+        raise ValueError(f"targets must be classes from 0 to {classes - 1}, as many as the model scores")
 
 
 def _unique(values: Iterable[str]) -> list[str]:

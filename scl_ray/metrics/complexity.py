@@ -8,9 +8,9 @@ from torch import Tensor
 
 from scl_ray.attribution import Batch
 from scl_ray.attribution.registry import PRECISION, PROTOCOL, positive_integer, positive_number
-from scl_ray.metrics.flipping import most_important_first
 from scl_ray.metrics.metric import Metric
 from scl_ray.metrics.perturbed import answers, unperturbed
+from scl_ray.metrics.ranking import most_important_first
 
 
 def complexity(batch: Batch, maps: Tensor, passed: None, **parameters: Any) -> Tensor:

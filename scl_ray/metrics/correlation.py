@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from scl_ray.metrics.ranking import mean_ranks
+
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
     """Pearson's correlation (N,) in [-1,1] of the rows of *first* and *second*, (N,n) float64."""
@@ -15,7 +17,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 
     Equal values share the mean of their ranks.
     """
-    return pearson(_ranks(first), _ranks(second))
+    return pearson(mean_ranks(first), mean_ranks(second))
 
 
 def _centred(values: Tensor) -> Tensor:
@@ -23,9 +25,3 @@ def _centred(values: Tensor) -> Tensor:
     # What varies by no more than float32's rounding of the network's scores is constant: zero, and so nan above.
     varies = centred.abs().amax(1, keepdim=True) > 1e-6 * values.abs().amax(1, keepdim=True)
     return torch.where(varies, centred, 0)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    ordered = values.sort(1).values
-    before = torch.searchsorted(ordered, values, side="left")
-    return (before + torch.searchsorted(ordered, values, side="right")).double() / 2

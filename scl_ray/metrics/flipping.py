@@ -6,13 +6,13 @@ The curve of one method serves every metric that reads it: the class's probabili
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scl_ray.attribution import Batch
 from scl_ray.attribution.registry import PRECISION, PROTOCOL, one_of, positive_integer
 from scl_ray.metrics.metric import Metric
+from scl_ray.metrics.ranking import most_important_first, positions
 from scl_ray.metrics.removal import BASELINES, Answers, joined, of_images, replace_in_order
 
 
@@ -125,37 +125,15 @@ def kept_at_steps(flipped: Answers, **parameters: Any) -> Tensor:
     return flipped.kept[:, 1:]
 
 
-def most_important_first(maps: Tensor, protocol: str) -> Tensor:
-    """Pixel indices (N,H*W) int64 of *maps* (N,H,W) from the highest to the lowest value.
-
-    ``corrected`` rounds to 1e-6 of the map's largest magnitude and breaks ties by index, so that rounding errors
-    decide no order. ``published`` leaves ties to NumPy's unstable sort, as Quantus does.
-    """
-    values = maps.flatten(1)
-    if protocol == "published":
-        return torch.from_numpy(np.argsort(-values.cpu().numpy(), axis=1)).to(maps.device)
-    largest = values.abs().amax(1, keepdim=True)
-    rounded = (values.double() / torch.where(largest > 0, largest, 1)).mul(1e6).round()
-    return torch.sort(-rounded, dim=1, stable=True).indices
-
-
-def positions(order: Tensor) -> Tensor:
-    """At which place (N,P) each of P things comes in the *order* (N,P) that `most_important_first` gives."""
-    return torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-
-
 def _schedule(
     batch: Batch, maps: Mapping[str, Tensor], features_per_step: int | None, order: str, protocol: str
 ) -> tuple[dict[str, Tensor], int]:
     """The step (N,H*W) from 0 at which each pixel's turn comes, by each method's map, and the number of steps."""
     step_pixels, steps = _steps(batch.images.shape[-2:], features_per_step)
     sign = -1 if order == "least_relevant" else 1
-    ranked = {
-        method: positions(most_important_first(sign * attribution, protocol)) for method, attribution in maps.items()
-    }
-    return {method: rank // step_pixels for method, rank in ranked.items()}, steps
+    ranked = (positions(most_important_first(sign * attribution, protocol)) for attribution in maps.values())
+    # A table of all pixels of all images and methods: half the memory of int64.
+    return {method: rank.int() // step_pixels for method, rank in zip(maps, ranked, strict=True)}, steps
 
 
 def _steps(shape: tuple[int, ...], features_per_step: int | None) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Faithfulness by groups of pixels of like importance: does the score follow their attributions?
 
-Every group is taken away by itself, all other pixels staying as they are. Whole pixels are, in both protocols (Quantus
-takes single channel values). Groups of one pixel are the same for all methods, and so are their passes.
+Every group is taken away by itself, all other pixels staying as they are. Groups are of whole pixels, in both protocols
+(Quantus takes single channel values). Groups of one pixel are the same for all methods, and so are their passes.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from torch import Tensor
 from scl_ray.attribution import Batch
 from scl_ray.attribution.registry import PRECISION, PROTOCOL, one_of, positive_integer
 from scl_ray.metrics.correlation import pearson, spearman
-from scl_ray.metrics.flipping import most_important_first
 from scl_ray.metrics.metric import Metric
 from scl_ray.metrics.perturbed import answers, replacing, sums, unperturbed
+from scl_ray.metrics.ranking import most_important_first, rounded
 from scl_ray.metrics.removal import BASELINES
 
 
@@ -97,14 +97,14 @@ def monotonicity_correlation(batch: Batch, maps: Tensor, passed: Groups, *, prot
     """
     attribution = passed.attribution
     if protocol == "corrected":
-        attribution = (attribution / attribution.amax(1, keepdim=True)).mul(1e6).round()
+        attribution = rounded(attribution)
     return spearman(attribution, passed.effect)
 
 
 def groups_cost(methods: list[str], image_size: int, parameters: Mapping[str, Any]) -> int:
-    """Forward passes an image takes."""
-    step = parameters["features_per_step"] or image_size
-    return (1 if step == 1 else len(methods)) * -(-(image_size**2) // step)
+    """Forward passes an image takes. Raises ValueError for too few groups."""
+    step, groups = _groups((image_size, image_size), parameters["features_per_step"])
+    return (1 if step == 1 else len(methods)) * groups
 
 
 def redraw_cost(methods: list[str], image_size: int, parameters: Mapping[str, Any]) -> int:
@@ -118,18 +118,25 @@ def _grouped(
     ordered: Mapping[str, Tensor], batch: Batch, features_per_step: int | None
 ) -> list[tuple[list[str], Tensor]]:
     """The methods that share groups, and the group (N,H*W) int64 of each pixel, by the pixels' order (N,H*W)."""
-    size, width = batch.images.shape[2:].numel(), batch.images.shape[3]
-    step = features_per_step or width
-    groups = -(-size // step)
-    if groups < 3:
-        raise ValueError(
-            f"features_per_step={step} makes {groups} of {size} pixels, too few groups for a correlation; take fewer"
-        )
-    numbers = torch.arange(size, device=batch.images.device)
+    step, _ = _groups(batch.images.shape[2:], features_per_step)
+    numbers = torch.arange(batch.images.shape[2:].numel(), device=batch.images.device)
     if step == 1:
         return [(list(ordered), numbers.expand(len(batch.images), -1))]
     group = (numbers // step).expand(len(batch.images), -1)
     return [([method], torch.empty_like(order).scatter_(1, order, group)) for method, order in ordered.items()]
+
+
+def _groups(shape: tuple[int, ...], features_per_step: int | None) -> tuple[int, int]:
+    """Pixels a group (default: the image's width), groups. Raises ValueError for too few."""
+    height, width = shape
+    step = features_per_step or width
+    groups = -(-height * width // step)
+    if groups < 3:
+        raise ValueError(
+            f"features_per_step={step} makes {groups} of {height * width} pixels, too few groups for a correlation; "
+            "take fewer"
+        )
+    return step, groups
 
 
 _SHARED = {"protocol": PROTOCOL, "features_per_step": positive_integer(None), "precision": PRECISION}

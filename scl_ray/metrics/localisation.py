@@ -5,6 +5,7 @@ attribution speaks against the class, so it is no sign of where the object is. `
 magnitudes, as the study and Quantus do.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from scl_ray.attribution import Batch
 from scl_ray.attribution.registry import PROTOCOL, positive_integer
-from scl_ray.metrics.flipping import most_important_first
 from scl_ray.metrics.metric import Metric
+from scl_ray.metrics.ranking import mean_ranks, most_important_first, rounded
 from scl_ray.metrics.undefined import FLAT
 
 
@@ -50,11 +51,16 @@ def top_k_intersection(batch: Batch, maps: Tensor, passed: None, *, k: int | Non
 
     Theiner et al., Interpretable Semantic Photo Geolocation, WACV 2022.
     """
-    pixels = maps[0].numel()
-    most = k or max(1, round(0.02 * pixels))
-    if most > pixels:
-        raise ValueError(f"top_k_intersection: k={most} is more than the {pixels} pixels of an image; take fewer")
+    most = k or max(1, round(0.02 * maps[0].numel()))
+    has_pixels(batch, k=most)
     return _hits(batch, maps, protocol)[:, :most].double().mean(1)
+
+
+def has_pixels(batch: Batch, *, k: int | None, **parameters: Any) -> None:
+    """Raise ValueError, in one sentence, when an image has fewer than *k* pixels."""
+    pixels = batch.images.shape[2:].numel()
+    if k is not None and k > pixels:
+        raise ValueError(f"top_k_intersection: k={k} is more than the {pixels} pixels of an image; take fewer")
 
 
 def relevance_rank_accuracy(batch: Batch, maps: Tensor, passed: None, *, protocol: str) -> Tensor:
@@ -91,15 +97,11 @@ def localisation_auc(batch: Batch, maps: Tensor, passed: None, *, protocol: str)
     assert batch.masks is not None
     masks, values = batch.masks.flatten(1).bool(), maps.flatten(1).double()
     if protocol == "corrected":
-        largest = values.abs().amax(1, keepdim=True)
-        values = (values / torch.where(largest > 0, largest, 1)).mul(1e6).round()
+        values = rounded(values)
     # The area is the share of pairs, a pixel in the mask and one outside, that are in the right order (Mann and
-    # Whitney); the ranks of equal values are their mean rank.
-    ordered = values.sort(1).values.contiguous()
-    below, upto = (torch.searchsorted(ordered, values.contiguous(), side=side) for side in ("left", "right"))
-    ranks = (below + upto + 1).double() / 2
+    # Whitney).
     inside = masks.sum(1).double()
-    right = torch.where(masks, ranks, 0).sum(1) - inside * (inside + 1) / 2
+    right = torch.where(masks, mean_ranks(values), 0).sum(1) - inside * (inside + 1) / 2
     return right / (inside * (masks.shape[1] - inside))
 
 
@@ -109,60 +111,29 @@ def _hits(batch: Batch, maps: Tensor, protocol: str) -> Tensor:
     return batch.masks.flatten(1).bool().gather(1, most_important_first(maps, protocol))
 
 
+def _metric(function: Callable[..., Tensor], citation: str, **more: Any) -> Metric:
+    return Metric(
+        function,
+        needs=frozenset({"masks"}),
+        undefined=(*FLAT, "empty mask"),
+        facet="coherence",
+        direction="higher",
+        range=(0, 1),
+        citation=citation,
+        **more,
+    )
+
+
 METRICS = {
-    "pointing_game": Metric(
-        pointing_game,
-        needs=frozenset({"masks"}),
-        undefined=(*FLAT, "empty mask"),
-        facet="coherence",
-        direction="higher",
-        range=(0, 1),
-        citation="Zhang et al., IJCV 2018",
-    ),
-    "attribution_localisation": Metric(
-        attribution_localisation,
-        needs=frozenset({"masks"}),
-        undefined=(*FLAT, "empty mask"),
-        facet="coherence",
-        direction="higher",
-        range=(0, 1),
-        citation="Kohlbrenner et al., IJCNN 2020",
-    ),
-    "top_k_intersection": Metric(
+    "pointing_game": _metric(pointing_game, "Zhang et al., IJCV 2018"),
+    "attribution_localisation": _metric(attribution_localisation, "Kohlbrenner et al., IJCNN 2020"),
+    "top_k_intersection": _metric(
         top_k_intersection,
-        needs=frozenset({"masks"}),
+        "Theiner et al., WACV 2022",
         parameters={"protocol": PROTOCOL, "k": positive_integer(None)},
-        undefined=(*FLAT, "empty mask"),
-        facet="coherence",
-        direction="higher",
-        range=(0, 1),
-        citation="Theiner et al., WACV 2022",
+        serves=has_pixels,
     ),
-    "relevance_mass_accuracy": Metric(
-        relevance_mass_accuracy,
-        needs=frozenset({"masks"}),
-        undefined=(*FLAT, "empty mask"),
-        facet="coherence",
-        direction="higher",
-        range=(0, 1),
-        citation="Arras et al., Information Fusion 2022",
-    ),
-    "relevance_rank_accuracy": Metric(
-        relevance_rank_accuracy,
-        needs=frozenset({"masks"}),
-        undefined=(*FLAT, "empty mask"),
-        facet="coherence",
-        direction="higher",
-        range=(0, 1),
-        citation="Arras et al., Information Fusion 2022",
-    ),
-    "localisation_auc": Metric(
-        localisation_auc,
-        needs=frozenset({"masks"}),
-        undefined=(*FLAT, "empty mask"),
-        facet="coherence",
-        direction="higher",
-        range=(0, 1),
-        citation="Fawcett, Pattern Recognition Letters 2006",
-    ),
+    "relevance_mass_accuracy": _metric(relevance_mass_accuracy, "Arras et al., Information Fusion 2022"),
+    "relevance_rank_accuracy": _metric(relevance_rank_accuracy, "Arras et al., Information Fusion 2022"),
+    "localisation_auc": _metric(localisation_auc, "Fawcett, Pattern Recognition Letters 2006"),
 }

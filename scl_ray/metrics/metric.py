@@ -20,7 +20,7 @@ class Metric:
     passes: the part that runs the network, ``passes(batch, {method: maps}, spec, **parameters)`` for all methods at
       once, where *spec* seeds what is drawn; metrics with the same passes and parameters share one run, and draw by the
       spec of the first of them in the registry. cost: its forward passes an image,
-      ``cost(methods, image_size, parameters)``.
+      ``cost(methods, image_size, parameters)``; raises ValueError for parameters that do not suit the size.
     after_passes: the parameters that only `function` and `curve` read: the passes do not get them, and share one run
       whatever their values.
     facet: what quality it measures. direction: "lower" or "higher" is better. range: of its values.
@@ -28,8 +28,7 @@ class Metric:
     needs: "masks" of the objects, a "class" that the method explains, "re-explanation" by the same method, "reference"
       images.
     undefined: the cases of `scl_ray.metrics.undefined.CASES` in which it has no value.
-    curve: for metrics that sum up a curve, what gives a value per step (N,steps), ``curve(passed, **parameters)``, or
-      the field of *passed* that holds it.
+    curve: for metrics that sum up a curve, what gives a value per step (N,steps), ``curve(passed, **parameters)``.
     version: raised when the definition changes, so that stored scores are computed again.
     serves: called with a batch of one image and the parameters before any work starts; raises ValueError when the
       network is not one that the metric can be computed for.
@@ -45,7 +44,7 @@ class Metric:
     after_passes: frozenset[str] = frozenset()
     cost: Callable[[list[str], int, Mapping[str, Any]], int] = lambda methods, image_size, parameters: 0
     undefined: tuple[str, ...] = FLAT
-    curve: str | Callable[..., Tensor] | None = None
+    curve: Callable[..., Tensor] | None = None
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: {"protocol": PROTOCOL})
     reversed_by: tuple[str, Any] | None = None
     version: int = 1

@@ -68,23 +68,29 @@ def patches(image: Sequence[int], patch_size: int | None) -> Tensor:
     *patch_size*: pixels to a side, by default an eighth of the image's width. Squares end at the border. Raises
     ValueError for a single one.
     """
-    height, width = image
-    side = patch_size or max(1, width // 8)
-    if patch_count(image, patch_size) < 2:
-        raise ValueError(f"patch_size={side} takes images of {height}x{width} pixels as one patch; take a smaller one")
+    (height, width), (side, _) = image, _squares(image, patch_size)
     return ((torch.arange(height) // side)[:, None] * -(-width // side) + torch.arange(width) // side).flatten()
 
 
 def patch_count(image: Sequence[int], patch_size: int | None) -> int:
-    height, width = image
-    side = patch_size or max(1, width // 8)
-    return -(-height // side) * -(-width // side)
+    """How many `patches` there are. Raises ValueError for a single one."""
+    return _squares(image, patch_size)[1]
 
 
 def sums(values: Tensor, groups: Tensor) -> Tensor:
     """Sums (N,G) float64 of the pixels' *values* (N,H,W) over *groups* (N,H*W) numbered 0 to G-1."""
     totals = values.new_zeros((len(values), int(groups.max()) + 1), dtype=torch.float64)
     return totals.scatter_add_(1, groups, values.flatten(1).double())
+
+
+def _squares(image: Sequence[int], patch_size: int | None) -> tuple[int, int]:
+    """Pixels to a side of a square, squares."""
+    height, width = image
+    side = patch_size or max(1, width // 8)
+    squares = -(-height // side) * -(-width // side)
+    if squares < 2:
+        raise ValueError(f"patch_size={side} takes images of {height}x{width} pixels as one patch; take a smaller one")
+    return side, squares
 
 
 def _of_class(scores: Tensor, targets: Tensor) -> Answers:

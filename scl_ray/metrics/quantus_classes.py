@@ -35,7 +35,11 @@ _MASKS, _AGAIN = frozenset({"masks"}), frozenset({"re-explanation"})
 
 
 def _steps(parameters: Mapping[str, Any], size: int) -> int:
-    return ceil(3 * size**2 / parameters["features_in_step"])
+    """Raises ValueError where Quantus refuses steps that do not divide the pixels."""
+    step = parameters["features_in_step"]
+    if size**2 % step:
+        raise ValueError(f"features_in_step={step} does not divide the {size**2} pixels of an image, as Quantus asks")
+    return ceil(3 * size**2 / step)
 
 
 def _patches(parameters: Mapping[str, Any], size: int) -> int:

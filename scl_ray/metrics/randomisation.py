@@ -17,6 +17,7 @@ from scl_ray.attribution import Batch
 from scl_ray.attribution.registry import PROTOCOL, positive_integer, positive_number
 from scl_ray.attribution.seeding import generator
 from scl_ray.metrics.metric import Metric
+from scl_ray.metrics.ranking import rounded
 from scl_ray.metrics.ssim import explain_other_class, other_class_cost, structural_similarity
 from scl_ray.metrics.undefined import CHANGED, FLAT
 from scl_ray.readout import ReadOut
@@ -83,6 +84,9 @@ def rank_correlation(batch: Batch, maps: Tensor, correlations: Tensor, *, protoc
     Equal magnitudes share a rank; ``corrected`` rounds them to 1e-6 of the largest first, and leaves out the layers
     after which the map is constant. ``published`` counts the untouched network as one more layer, and has no value
     where a map is constant, as Quantus.
+
+    Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018; of averaged maps: Hedström et al., Sanity Checks
+    Revisited, XAI in Action workshop at NeurIPS 2023.
     """
     if protocol == "published":
         return (correlations.sum(1) + 1) / (correlations.shape[1] + 1)
@@ -165,8 +169,7 @@ def _ranks(maps: Tensor, protocol: str) -> Tensor:
     where all are equal or one is not finite."""
     values = maps.flatten(1).abs()
     if protocol == "corrected":
-        largest = values.amax(1, keepdim=True)
-        values = (values / torch.where(largest > 0, largest, 1)).mul(1e6).round()
+        values = rounded(values)
     ordered, order = values.sort(1)
     positions = torch.arange(values.shape[1], device=values.device).expand_as(order)
     # Equal values share the mean of their first and last position.

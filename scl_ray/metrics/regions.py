@@ -13,8 +13,8 @@ from torch import Tensor
 
 from scl_ray.attribution import Batch
 from scl_ray.attribution.registry import PRECISION, PROTOCOL, one_of, positive_integer
-from scl_ray.metrics.flipping import most_important_first, positions
 from scl_ray.metrics.metric import Metric
+from scl_ray.metrics.ranking import most_important_first, positions
 from scl_ray.metrics.removal import BASELINES, Answers, joined, of_images, replace_in_order
 
 
@@ -123,6 +123,11 @@ def irof(batch: Batch, maps: Tensor, removed: Answers, **parameters: Any) -> Ten
     return 1 - torch.where(steps, trapezoids, 0).sum(1) / steps.sum(1)
 
 
+def class_probability(removed: Answers, **parameters: Any) -> Tensor:
+    """The class's probability of the image itself and after each step."""
+    return removed.calibrated
+
+
 def drop_at_steps(removed: Answers, **parameters: Any) -> Tensor:
     """How far the class's probability has dropped after each step."""
     return removed.calibrated[:, :1] - removed.calibrated[:, 1:]
@@ -185,7 +190,7 @@ METRICS = {
         selectivity,
         passes=remove_patches,
         cost=patches_cost,
-        curve="calibrated",
+        curve=class_probability,
         parameters=_parameters("minimum") | {"patch_size": positive_integer(8)},
         facet="faithfulness",
         direction="lower",

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from scl_ray.attribution import Batch
 from scl_ray.attribution.registry import PRECISION, PROTOCOL, positive_integer, positive_number
-from scl_ray.metrics.flipping import most_important_first, positions
 from scl_ray.metrics.metric import Metric
+from scl_ray.metrics.ranking import most_important_first, positions
 from scl_ray.metrics.removal import Answers, answers
 
 # Half of the eight neighbours, as (row, column), with their weights in the mean; the other half lies opposite.
@@ -85,6 +85,11 @@ def road(batch: Batch, maps: Tensor, imputed: Answers, **parameters: Any) -> Ten
     return imputed.kept.mean(1)
 
 
+def kept_at_steps(imputed: Answers, **parameters: Any) -> Tensor:
+    """1 where the class explained is still predicted, at each percentage."""
+    return imputed.kept
+
+
 def road_cost(methods: list[str], image_size: int, parameters: Mapping[str, Any]) -> int:
     """Forward passes an image takes."""
     return len(methods) * _steps(parameters["percent_per_step"])
@@ -135,7 +140,7 @@ METRICS = {
         road,
         passes=impute_pixels,
         cost=road_cost,
-        curve="kept",
+        curve=kept_at_steps,
         parameters={
             "protocol": PROTOCOL,
             "percent_per_step": positive_integer(10),

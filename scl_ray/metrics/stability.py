@@ -4,7 +4,7 @@ All metrics look at the same perturbed copies of an image: the copies are explai
 copy of every image at a time, and only the distances below are kept of each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -235,7 +235,7 @@ def _relative_change(original: Tensor, changed: Tensor, protocol: str) -> Tensor
 _PARAMETERS = {"protocol": PROTOCOL, "samples": positive_integer(10), "radius": positive_number(0.1)}
 
 
-def _metric(function: Any, citation: str) -> Metric:
+def _metric(function: Callable[..., Tensor], citation: str) -> Metric:
     return Metric(
         function,
         passes=explain_perturbed,

@@ -40,8 +40,6 @@ def take_subsets(
     matter, and metrics, baselines and precisions meet the same subsets.
     """
     size = batch.images.shape[2:].numel()
-    if max(sizes) >= size:
-        raise ValueError(f"a subset of {max(sizes)} leaves none of {size} pixels; take a smaller one")
     copies, replaced = len(sizes) * runs, replacing(batch, baseline)
     streams = [batch.generators(f"random subsets of {number} pixels") for number in sizes]
     subsets = (
@@ -75,7 +73,7 @@ def take_random_pixels(
     precision: str, protocol: str,
 ) -> dict[str, Subsets]:  # fmt: skip
     """Take away *runs* random subsets of *subset_size* pixels, by default as many as the image is wide."""
-    sizes = [subset_size or batch.images.shape[3]]
+    sizes = _one_size(batch.images.shape[2:], subset_size)
     return take_subsets(batch, maps, sizes, runs, baseline, precision)
 
 
@@ -93,7 +91,7 @@ def take_growing_subsets(
     protocol: str,
 ) -> dict[str, Correlations]:  # fmt: skip
     """Take away *runs* random subsets of *n* pixels, by default of 1, 4, 16, … up to four fifths of the image."""
-    sizes = _sizes(batch.images.shape[2:].numel(), n)
+    sizes = _sizes(batch.images.shape[2:], n)
     found = take_subsets(batch, maps, sizes, runs, baseline, precision)
     return {method: Correlations(_correlation(subsets)) for method, subsets in found.items()}
 
@@ -110,16 +108,42 @@ def sensitivity_n(batch: Batch, maps: Tensor, passed: Correlations, **parameters
     return passed.correlation.mean(1)
 
 
+def correlation_by_size(passed: Correlations, **parameters: Any) -> Tensor:
+    """The correlation for each n."""
+    return passed.correlation
+
+
 def _correlation(subsets: Subsets) -> Tensor:
     # The drop is the score before, which is the same for all subsets, less the score after.
     found = pearson(subsets.attribution.flatten(0, 1), -subsets.score.flatten(0, 1))
     return found.view(subsets.score.shape[:2])
 
 
-def _sizes(pixels: int, n: int | None) -> list[int]:
+def _sizes(shape: tuple[int, ...], n: int | None) -> list[int]:
+    """1, 4, 16, … up to four fifths of the pixels, or *n*. Raises ValueError for one that leaves none."""
     if n is not None:
-        return [n]
-    return [4**power for power in range(pixels.bit_length()) if 4**power <= 0.8 * pixels] or [1]
+        return _one_size(shape, n)
+    height, width = shape
+    return [4**power for power in range((height * width).bit_length()) if 4**power <= 0.8 * height * width]
+
+
+def _one_size(shape: tuple[int, ...], subset_size: int | None) -> list[int]:
+    """*subset_size*, by default the image's width. Raises ValueError for one that leaves no pixel."""
+    height, width = shape
+    size = subset_size or width
+    if size >= height * width:
+        raise ValueError(f"a subset of {size} leaves none of {height * width} pixels; take a smaller one")
+    return [size]
+
+
+def pixels_cost(methods: list[str], image_size: int, parameters: Mapping[str, Any]) -> int:
+    """Forward passes an image takes."""
+    return len(_one_size((image_size, image_size), parameters["subset_size"])) * int(parameters["runs"])
+
+
+def growing_cost(methods: list[str], image_size: int, parameters: Mapping[str, Any]) -> int:
+    """Forward passes an image takes."""
+    return len(_sizes((image_size, image_size), parameters["n"])) * int(parameters["runs"])
 
 
 _RUNS = Parameter(100, lambda runs: positive_integer(100).is_valid(runs) and runs > 2, "a whole number of at least 3")
@@ -129,7 +153,7 @@ METRICS = {
     "faithfulness_correlation": Metric(
         faithfulness_correlation,
         passes=take_random_pixels,
-        cost=lambda methods, image_size, parameters: int(parameters["runs"]),
+        cost=pixels_cost,
         parameters=_SHARED | {"subset_size": positive_integer(None)},
         facet="faithfulness",
         direction="higher",
@@ -139,10 +163,8 @@ METRICS = {
     "sensitivity_n": Metric(
         sensitivity_n,
         passes=take_growing_subsets,
-        cost=lambda methods, image_size, parameters: (
-            len(_sizes(image_size**2, parameters["n"])) * int(parameters["runs"])
-        ),
-        curve="correlation",
+        cost=growing_cost,
+        curve=correlation_by_size,
         parameters=_SHARED | {"n": positive_integer(None)},
         facet="faithfulness",
         direction="higher",

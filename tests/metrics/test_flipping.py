@@ -12,7 +12,7 @@ from scl_ray import plan
 from scl_ray.attribution import Batch, explain, shared_forward
 from scl_ray.attribution.seeding import generator
 from scl_ray.metrics import METRICS, cost, resolve, score, score_many
-from scl_ray.metrics.flipping import most_important_first
+from scl_ray.metrics.ranking import most_important_first
 from scl_ray.metrics.removal import BASELINES
 
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from scl_ray.attribution import Batch, explain
 from scl_ray.metrics import score
-from scl_ray.metrics.flipping import most_important_first
 from scl_ray.metrics.groups import redraw_groups
 from scl_ray.metrics.perturbed import answers, unperturbed
+from scl_ray.metrics.ranking import most_important_first
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from scl_ray.attribution import METHODS, Batch
-from scl_ray.metrics import METRICS, cost, resolve, score, score_many
+from scl_ray.metrics import METRICS, check, cost, resolve, score, score_many
 
 # Metrics of many passes, with fewer; what they compute is tested in their own files.
 QUICK = {
@@ -85,6 +85,7 @@ def test_values_are_defined_and_in_range(together):
         assert ((low - 1e-6 <= defined) & (defined <= high + 1e-6)).all(), metric
         assert len(defined.unique()) > 1 or metric in ("pointing_game", "completeness"), metric
         assert (curve is not None) == (resolve(metric).entry.curve is not None)
+        assert curve is None or curve.dtype == torch.float32
 
 
 def test_the_users_own_metric(tmp_path, monkeypatch, network, images, targets, maps):
@@ -124,6 +125,65 @@ def test_a_bad_metric_is_refused_in_one_sentence(network, images, targets, maps,
 def test_maps_of_another_size_are_refused(network, images, targets, maps):
     with pytest.raises(ValueError, match=r"maps have shape \(3, 32, 32\), not \(32, 32, 32\)"):
         score("complexity", network, images, targets, maps["grad_cam"][:3])
+
+
+@pytest.mark.parametrize("wrong", [lambda t: t[:3], lambda t: t.int(), lambda t: t.float(), lambda t: t[:, None]])
+def test_targets_that_are_not_the_class_of_each_image_are_refused(network, images, targets, maps, wrong):
+    with pytest.raises(ValueError, match=r"targets must be the class of each image, \(N,\) int64"):
+        score("pixel_flipping_auc", network, images, wrong(targets), maps["grad_cam"])
+
+
+@pytest.mark.parametrize("away", [-10, 10])
+@pytest.mark.parametrize("metric", ["pixel_flipping_auc", "infidelity", "max_sensitivity"])
+def test_classes_that_the_network_does_not_have_are_refused(network, images, targets, maps, metric, away):
+    with pytest.raises(ValueError, match="targets must be classes from 0 to 9, as many as the model scores"):
+        score(metric, network, images, targets + away, maps["grad_cam"], method="grad_cam")
+
+
+@pytest.mark.parametrize(
+    "metric", ["pointing_game[protocol=published]", "top_k_intersection[protocol=published]", "irof"]
+)
+def test_maps_and_images_may_come_with_a_graph_and_in_any_precision(network, images, targets, maps, masks, metric):
+    given = {"model": network, "targets": targets[:2], "masks": masks[:2]}
+    images, values = images[:2], maps["saliency"][:2].bfloat16()
+    plain = score(metric, images=images, maps=values.float(), **given)
+    graph = images.clone().requires_grad_()
+    assert torch.equal(score(metric, images=graph, maps=values.requires_grad_(), **given), plain)
+
+
+def test_what_is_kept_of_a_model_is_forgotten_with_what_it_depends_on(network, images, targets, maps, reference):
+    cells = [("grad_cam", "sufficiency"), ("grad_cam", "mprt")]
+    one = Batch(network, images[:4], targets[:4], reference=reference[0][::8])
+    own = {"grad_cam": maps["grad_cam"][:4]}
+    before = score_many(one, own, cells)
+    for cell, changed in zip(cells, ({"reference": reference[0][1::8]}, {"seed": 1}), strict=True):
+        found = score_many(one.but(**changed), own, cells)[cell].values
+        fresh = Batch(network, images[:4], targets[:4], **({"reference": one.reference} | changed))
+        assert torch.allclose(found, score_many(fresh, own, cells)[cell].values, rtol=0, atol=1e-5)
+        assert (found - before[cell].values).abs().max() > 1e-3
+    assert one.but(images=images[4:8], targets=targets[4:8]).kept is one.kept
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("faithfulness_correlation[subset_size=1024]", "a subset of 1024 leaves none"),
+        ("sensitivity_n[n=1024]", "a subset of 1024 leaves none"),
+        ("monotonicity_correlation[features_per_step=600]", "too few groups"),
+        ("infidelity[patch_size=32]", "as one patch"),
+        ("road[percent_per_step=100]", "leaves no pixel"),
+        ("quantus:PixelFlipping[features_in_step=7]", "does not divide the 1024 pixels"),
+    ],
+)
+def test_what_does_not_suit_the_size_has_no_cost(metric, message):
+    with pytest.raises(ValueError, match=message):
+        cost([("grad_cam", metric)], 32)
+
+
+def test_more_pixels_than_an_image_has_are_refused_before_any_work(network, images, targets):
+    check(Batch(network, images[:1], targets[:1]), ["top_k_intersection[k=1024]"])
+    with pytest.raises(ValueError, match="k=1025 is more than the 1024 pixels"):
+        check(Batch(network, images[:1], targets[:1]), ["top_k_intersection[k=1025]"])
 
 
 def test_a_network_in_training_mode_is_refused(images, targets, maps):

@@ -215,12 +215,13 @@ def test_copies_with_another_prediction_do_not_count(network, images, targets, m
     assert abs(score("max_sensitivity", *one, **given) - of_copies.maps.max()) < 1e-5
 
 
-def test_undefined_without_a_copy_or_a_representation(images, targets, maps):
+def test_undefined_without_a_copy_or_a_representation(images, targets, maps, space):
     class Pooled(nn.Module):
         def __init__(self, weight):
             super().__init__()
             self.convolution = nn.Conv2d(3, 10, 3)
             nn.init.normal_(self.convolution.weight, generator=torch.Generator().manual_seed(0))
+            nn.init.zeros_(self.convolution.bias)
 
         def forward(self, given):
             return self.convolution(given).relu().mean((2, 3))
@@ -228,7 +229,8 @@ def test_undefined_without_a_copy_or_a_representation(images, targets, maps):
     given = Pooled(0).eval(), images[:2], targets[:2], maps["saliency"][:2]
     for name in STABILITY:
         missing = name == "relative_representation_stability"
-        assert score(name, *given, method="saliency", samples=2, radius=1e-3).isnan().all() == missing
+        own = {**space, "image_ids": [50, 51]}
+        assert score(name, *given, method="saliency", samples=2, radius=1e-3, **own).isnan().all() == missing
 
 
 def test_the_network_stays_as_it_was(network, images, targets, maps, space):
