@@ -31,6 +31,25 @@ def planned(digits, tmp_path, monkeypatch):
     return make
 
 
+class Tokens(nn.Module):
+    """A backbone with an operation that no rule of DeepLIFT or LRP knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cam_layer = nn.Conv2d(3, 16, 8, 8)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.cam_layer(images).flatten(2).mT).mean(1)
+
+
+@pytest.mark.parametrize("method", ["deep_lift", "lrp"])
+def test_a_backbone_whose_shares_do_not_add_up_is_refused_before_any_work(planned, monkeypatch, method):
+    monkeypatch.setattr("scl_ray.backbones.build", lambda name, size: Tokens())
+    with pytest.raises(InputError, match="does not add up to the score"):
+        plan.check_backbones(planned(f"evaluation.methods={method}"), ["resnet8"])
+
+
 @pytest.mark.parametrize(
     ("method", "metric", "reason"),
     [

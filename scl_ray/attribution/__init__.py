@@ -18,7 +18,7 @@ from scl_ray.attribution import (
 )
 from scl_ray.attribution.batch import Batch
 from scl_ray.attribution.method import Method
-from scl_ray.attribution.passes import Forward, Gradients, backward, forward
+from scl_ray.attribution.passes import Forward, Gradients, backward, forward, must_evaluate
 from scl_ray.attribution.question import CLASSLESS, TARGETS, Question, ask, layer_of
 from scl_ray.attribution.registry import Resolved
 
@@ -91,8 +91,7 @@ def explain_many(batch: Batch, methods: Iterable[str]) -> dict[str, Tensor]:
 
 def _explained(batch: Batch, group: Mapping[str, Resolved[Method]]) -> Iterator[tuple[str, Tensor]]:
     """The maps of methods that answer the same question."""
-    if batch.model.training:
-        raise ValueError("the model is in training mode, where batch-norm mixes images; call model.eval() first")
+    _must_fit(batch)
     target = next(iter(group.values())).parameters.get("target", "class_score")
     needs = _needs(group.values())
     passed, gradients = batch.passed.get(target), Gradients(None, None)
@@ -108,6 +107,19 @@ def _explained(batch: Batch, group: Mapping[str, Resolved[Method]]) -> Iterator[
         if maps.shape != (len(batch.images), *batch.images.shape[2:]):
             raise ValueError(f"{spec} gave maps of shape {tuple(maps.shape)}, not one (H,W) map an image")
         yield spec, maps
+
+
+def _must_fit(batch: Batch) -> None:
+    """Raise ValueError when the parts of *batch* do not go together, which broadcasting might hide."""
+    must_evaluate(batch.model)
+    images, targets = batch.images, batch.targets
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(f"images must be (N,C,H,W), normalised floats, not {tuple(images.shape)} of {images.dtype}")
+    if targets.shape != images.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"targets must be ({len(images)},) int64, a class for each image, not {tuple(targets.shape)} "
+                         f"of {targets.dtype}")  # fmt: skip
+    if batch.image_ids is not None and len(batch.image_ids) != len(images):
+        raise ValueError(f"image_ids must be {len(images)} numbers, one for each image, not {len(batch.image_ids)}")
 
 
 def shared_forward(batch: Batch, methods: Iterable[str]) -> dict[str, Forward]:
@@ -151,8 +163,9 @@ def check(batch: Batch, methods: Iterable[str]) -> None:
     resolved = {spec: resolve(spec) for spec in methods}
     explain_many(batch, [spec for spec, part in resolved.items() if part.entry.needs])
     for part in resolved.values():
+        question = ask(batch, part.parameters.get("target", "class_score"))
         if part.entry.serves is not None:
-            part.entry.serves(ask(batch, part.parameters.get("target", "class_score")))
+            part.entry.serves(question, **part.parameters)
 
 
 def _shared(methods: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -65,8 +65,8 @@ def _backpropagated(question: Question, method: str, passes: Callable[[Tensor, T
     return gradient.abs().amax(1)
 
 
-def _has_relu(method: str) -> Callable[[Question], None]:
-    def check(question: Question) -> None:
+def _has_relu(method: str) -> Callable[..., None]:
+    def check(question: Question, **parameters: object) -> None:
         if not any(type(module) is nn.ReLU for module in rewritten(question, method).modules()):
             name = type(question.batch.model).__name__
             raise ValueError(f"{method} changes how ReLUs pass gradients back, and {name} has none; use saliency")

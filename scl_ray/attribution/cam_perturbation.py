@@ -100,7 +100,7 @@ def _takes_one_image(question: Question, activations: Tensor) -> bool:
         return False
 
 
-def _has_feature_maps(question: Question) -> None:
+def _has_feature_maps(question: Question, **parameters: object) -> None:
     _activations(question)
 
 

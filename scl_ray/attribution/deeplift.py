@@ -125,20 +125,27 @@ class _Rules:
         return with_gradient(lambda: operation(first, second), multiplied, a, b)
 
     def average(self, operation: Callable[..., Tensor], x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        """The mean gradient on the line, by Gauss-Legendre quadrature in float64."""
+        """The mean gradient on the line, by Gauss-Legendre quadrature in float64.
+
+        A norm has no gradient at zero; from there on, the line goes through all multiples of what was given, and each
+        number is rescaled. A network without biases makes zero of the mean image.
+        """
         at, start = x.detach(), next(self.next)[0]
+        output = operation(at, *arguments, **keywords)
 
         def multiplied(gradient: Tensor) -> tuple[Tensor]:
             end, begin = at.double(), start[self.baseline].double()
+            if not begin.any():
+                return (gradient * torch.where(at == 0, 0, output / at.where(at != 0, 1)),)
             mean = torch.zeros_like(end)
             for node, weight in _NODES:
                 point = (begin + (node + 1) / 2 * (end - begin)).requires_grad_()
                 with torch.enable_grad():
-                    output = operation(point, *arguments, **keywords)
-                mean += weight / 2 * torch.autograd.grad(output, point, gradient.double())[0]
+                    there = operation(point, *arguments, **keywords)
+                mean += weight / 2 * torch.autograd.grad(there, point, gradient.double())[0]
             return (mean.to(at),)
 
-        return with_gradient(lambda: operation(at, *arguments, **keywords), multiplied, x)
+        return with_gradient(lambda: output, multiplied, x)
 
 
 def _slope(activate: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scl_ray.attribution.copies import in_passes
 from scl_ray.attribution.method import Method
-from scl_ray.attribution.passes import Forward, Gradients
+from scl_ray.attribution.passes import Forward, Gradients, backward, forward
 from scl_ray.attribution.question import Question
 from scl_ray.attribution.registry import PROTOCOL, TARGET, positive_integer, positive_number
 
@@ -112,6 +112,10 @@ def _mean_gradient(
     return mean
 
 
+def _is_differentiable(question: Question, **parameters: object) -> None:
+    backward(forward(question.network, question.images, to_input=True), question.weights)
+
+
 METHODS = {
     "saliency": Method(
         saliency,
@@ -130,6 +134,7 @@ METHODS = {
         class_discriminative=True,
         parameters={"protocol": PROTOCOL, "target": TARGET, "steps": positive_integer(50)},
         citation="Sundararajan et al., ICML 2017",
+        serves=_is_differentiable,
         cost=lambda parameters, image_size: 3 * int(parameters["steps"]),
     ),
     "smooth_grad": Method(
@@ -142,6 +147,7 @@ METHODS = {
             "noise": positive_number(0.15),
         },
         citation="Smilkov et al., arXiv 1706.03825, 2017",
+        serves=_is_differentiable,
         cost=lambda parameters, image_size: 3 * int(parameters["samples"]),
     ),
     "gradient_shap": Method(
@@ -149,6 +155,7 @@ METHODS = {
         class_discriminative=True,
         parameters={"protocol": PROTOCOL, "target": TARGET, "samples": positive_integer(50)},
         citation="Lundberg & Lee, NeurIPS 2017",
+        serves=_is_differentiable,
         cost=lambda parameters, image_size: 3 * int(parameters["samples"]),
     ),
 }

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from scl_ray.attribution import registry
-from scl_ray.attribution.question import Question
 from scl_ray.attribution.registry import PROTOCOL, TARGET, Parameter
 
 
@@ -23,8 +22,8 @@ class Method:
     version: raised when the definition changes, so that stored scores are computed again.
     cost: forward passes an image takes beyond the shared ones, a backward counting two, by the parameters and the side
       of the image in pixels.
-    serves: called with a question about one image before any work starts; raises ValueError when the network is not
-      one that the method can explain. Methods that only need the shared passes are tried instead.
+    serves: called as ``serves(question, **parameters)`` about one image before any work starts; raises ValueError when
+      the network is not one that the method can explain. Methods that only need the shared passes are tried instead.
     """
 
     function: Callable[..., Tensor]
@@ -34,7 +33,7 @@ class Method:
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: {"protocol": PROTOCOL, "target": TARGET})
     version: int = 1
     cost: Callable[[Mapping[str, Any], int], int] = lambda parameters, image_size: 0
-    serves: Callable[[Question], None] | None = None
+    serves: Callable[..., None] | None = None
 
     @property
     def defaults(self) -> dict[str, Any]:

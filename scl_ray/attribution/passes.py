@@ -32,13 +32,20 @@ class Gradients(NamedTuple):
     images: Tensor | None
 
 
+def must_evaluate(model: nn.Module) -> None:
+    """Raise ValueError when a part of *model* is in training mode, where images mix and draw at random."""
+    name = next((name for name, module in model.named_modules() if module.training), None)
+    if name is not None:
+        part = f"the model's {name}" if name else "the model"
+        raise ValueError(f"{part} is in training mode, where batch-norm mixes images; call model.eval() first")
+
+
 def forward(model: nn.Module, images: Tensor, layer: nn.Module | None = None, *, to_input: bool = False) -> Forward:
     """Run *model* on *images* once, keeping the output of *layer* and the graph from there, or from the input.
 
     Raises ValueError when the model is in training mode or the layer's output is no batch of feature maps.
     """
-    if model.training:
-        raise ValueError("the model is in training mode, where batch-norm mixes images; call model.eval() first")
+    must_evaluate(model)
     images = images.detach().requires_grad_(to_input)
     kept: list[Tensor] = []
 
@@ -65,7 +72,12 @@ def forward(model: nn.Module, images: Tensor, layer: nn.Module | None = None, *,
 
 
 def backward(passed: Forward, weights: Tensor) -> Gradients:
-    """Gradients of the outputs times *weights* (N,K), summed, in one backward pass that leaves the graph in place."""
+    """Gradients of the outputs times *weights* (N,K), summed, in one backward pass that leaves the graph in place.
+
+    Raises ValueError when the outputs have no gradient there.
+    """
+    if not passed.scores.requires_grad:
+        raise ValueError("the network computes its scores without gradients, as under torch.no_grad()")
     sources = [t for t in (passed.activations, passed.images) if t is not None and t.requires_grad]
     # Images do not mix in evaluation mode, so the gradient of the sum holds each image's own.
     found = torch.autograd.grad((passed.scores * weights).sum(), sources, retain_graph=True, allow_unused=True)

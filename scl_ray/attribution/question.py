@@ -60,7 +60,7 @@ class _Score(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.eval()
+        self.training = network.training
 
     def forward(self, images: Tensor, weights: Tensor) -> Tensor:
         return (self.network(images) * weights).sum(1)
@@ -85,7 +85,7 @@ class Features(nn.Module):
             raise ValueError(f"{type(model).__name__} has no linear layer whose input could be its embedding; "
                              "give the model an embed(images) method, or explain its class_score")  # fmt: skip
         self.last = last[-1]
-        self.eval()
+        self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
         features: list[Tensor] = []
@@ -103,7 +103,7 @@ class _Embedding(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.eval()
+        self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model.embed(images)  # type: ignore[operator]
@@ -117,7 +117,7 @@ class Cosines(nn.Module):
         super().__init__()
         self.embedding = embedding
         self.directions = directions
-        self.eval()
+        self.training = embedding.training
 
     def forward(self, images: Tensor) -> Tensor:
         unit = F.normalize(self.embedding(images), dim=1)

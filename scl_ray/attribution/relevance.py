@@ -19,6 +19,7 @@ from scl_ray.attribution.rules import rewritten
 TOLERANCE = 1e-3
 ROUNDING = 1e-5
 
+
 _NO_REFERENCE = "deep_lift_shap needs reference images; give reference=, a tensor (M,C,H,W)"
 
 
@@ -34,20 +35,17 @@ def deep_lift(question: Question, spec: str, *, protocol: str) -> Tensor:
 
 
 def deep_lift_shap(question: Question, spec: str, *, baselines: int, protocol: str) -> Tensor:
-    """Mean of `deep_lift` over *baselines* reference images, spread evenly over the reference; (N,H,W), signed.
-
-    It adds up to the difference to their mean score. Raises ValueError for fewer reference images than that.
+    """Mean of `deep_lift` over *baselines* images, spread evenly over the reference, or over all of it where that has
+    fewer; (N,H,W), signed. It adds up to the difference to their mean score.
 
     Lundberg & Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017, section 4.2.
     """
     reference = question.batch.reference
     if reference is None:
         raise ValueError(_NO_REFERENCE)
-    if len(reference) < baselines:
-        raise ValueError(f"deep_lift_shap: there are {len(reference)} reference images for {baselines} baselines; give "
-                         "more, or ask for fewer by baselines=")  # fmt: skip
-    chosen = torch.arange(baselines) * len(reference) // baselines
-    return _lifted(question, "deep_lift_shap", reference[chosen.to(reference.device)])
+    count = min(baselines, len(reference))
+    chosen = torch.arange(count, device=reference.device) * len(reference) // count
+    return _lifted(question, "deep_lift_shap", reference[chosen])
 
 
 def lrp(question: Question, spec: str, *, gamma: float, protocol: str) -> Tensor:
@@ -78,19 +76,19 @@ def _conserved(maps: Tensor, terms: Tensor, rest: Tensor) -> Tensor:
     return torch.where(adds_up[:, None, None], maps, torch.nan)
 
 
-def _serves_deep_lift(question: Question) -> None:
+def _serves_deep_lift(question: Question, **parameters: object) -> None:
     _must_add_up(question, "deep_lift", deep_lift(question, "deep_lift", protocol="corrected"))
 
 
-def _serves_deep_lift_shap(question: Question) -> None:
+def _serves_deep_lift_shap(question: Question, **parameters: object) -> None:
     if question.batch.reference is None:
         raise ValueError(_NO_REFERENCE)
     # Compared with the mean image: a reference image may be the one that it is tried on.
     _must_add_up(question, "deep_lift_shap", deep_lift(question, "deep_lift_shap", protocol="corrected"))
 
 
-def _serves_lrp(question: Question) -> None:
-    _must_add_up(question, "lrp", lrp(question, "lrp", gamma=0.25, protocol="corrected"))
+def _serves_lrp(question: Question, *, gamma: float, **parameters: object) -> None:
+    _must_add_up(question, "lrp", lrp(question, "lrp", gamma=gamma, protocol="corrected"))
 
 
 def _must_add_up(question: Question, method: str, maps: Tensor) -> None:

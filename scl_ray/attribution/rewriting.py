@@ -4,6 +4,8 @@ A form shares nothing with the network it was made of. By symbolic tracing (Reed
 """
 
 import copy
+import inspect
+import operator
 from typing import Any
 
 import torch
@@ -92,11 +94,15 @@ def _plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
 
 
 def _separate(network: fx.GraphModule) -> None:
-    """Change *network*: no activation overwrites its input, and every call of a ReLU is a module of its own."""
+    """Change *network*: no operation overwrites its input, and every call of a ReLU is a module of its own."""
     order = {node: position for position, node in enumerate(network.graph.nodes)}
     for node in [node for node in network.graph.nodes if _overwrites(network, node)]:
         # Whatever came later read what was written.
         node.args[0].replace_all_uses_with(node, lambda user, written=order[node]: order[user] > written)
+        node.target = _ELSEWHERE.get(node.target, node.target)
+        if (call := _call(node)) is not None:
+            call.arguments["inplace"] = False
+            node.args, node.kwargs = call.args, call.kwargs
     for module in network.modules():
         if "inplace" in vars(module):
             vars(module)["inplace"] = False
@@ -112,8 +118,16 @@ def _separate(network: fx.GraphModule) -> None:
 def _overwrites(network: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(network.get_submodule(str(node.target)), "inplace", False))
-    named = node.target in (F.relu, F.relu6, F.silu, F.hardswish) and True in node.args[1:]
-    return named or node.target in (torch.relu_, "relu_") or bool(node.kwargs.get("inplace"))
+    call = _call(node)
+    asked = call is not None and bool(call.arguments.get("inplace"))
+    return asked or (node.op != "placeholder" and node.target in (torch.relu_, "relu_", *_ELSEWHERE))
+
+
+def _call(node: fx.Node) -> inspect.BoundArguments | None:
+    """The arguments by name of a call of a function written in Python, as those that may work in place are."""
+    if node.op != "call_function" or not inspect.isfunction(node.target):
+        return None
+    return inspect.signature(node.target).bind(*node.args, **node.kwargs)
 
 
 def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
@@ -122,6 +136,13 @@ def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
     return node.op != "placeholder" and node.target in (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 
 
+# What works in place, and what gives the same elsewhere.
+_ELSEWHERE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scl_ray.attribution import METHODS, Batch, cost, explain, explain_many, explains_class, resolve
+from scl_ray.attribution import METHODS, Batch, ask, check, cost, explain, explain_many, explains_class, resolve
 
 # Methods that watch the network often, with less to watch; what they compute is tested in their own files.
 QUICK = {
@@ -127,6 +127,48 @@ def test_a_network_in_training_mode_is_refused(images, targets):
     network = nn.Sequential(nn.Conv2d(3, 10, 3), nn.BatchNorm2d(10), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ValueError, match="training mode"):
         explain(network, images, targets, "saliency")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": torch.tensor([3])}, r"targets must be \(4,\) int64, a class for each image, not \(1,\)"),
+        ({"targets": torch.zeros(4)}, "of torch.float32"),
+        ({"images": torch.zeros(4, 3, 32, 32, dtype=torch.uint8)}, "normalised floats, not .* of torch.uint8"),
+        ({"images": torch.zeros(3, 32, 32)}, r"images must be \(N,C,H,W\)"),
+        ({"image_ids": [7]}, "image_ids must be 4 numbers"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(batch, change, message):
+    for spec in ("grad_cam", "random", "occlusion"):
+        with pytest.raises(ValueError, match=message):
+            explain_many(batch.but(**change), [spec])
+
+
+def test_a_part_in_training_mode_is_refused_and_stays_so(network, images, targets):
+    half = copy.deepcopy(network)
+    half.backbone.layer1.train()
+    for spec in ("saliency", "occlusion", "saliency[target=prototype]"):
+        with pytest.raises(ValueError, match="the model's backbone.layer1 is in training mode"):
+            explain(half, images[:2], targets[:2], spec)
+    ask(Batch(half, images[:2], targets[:2]), "label_free").scalar()
+    assert half.backbone.layer1.training
+
+
+@pytest.mark.parametrize("spec", ["saliency", "integrated_gradients", "smooth_grad", "gradient_shap"])
+def test_a_network_without_gradients_is_refused_before_any_work(network, images, targets, spec):
+    class Fixed(nn.Module):
+        @torch.no_grad()
+        def forward(self, x):
+            return network(x)
+
+    with pytest.raises(ValueError, match="computes its scores without gradients"):
+        check(Batch(Fixed().eval(), images[:1], targets[:1]), [spec])
+
+
+def test_a_question_without_an_answer_is_refused_before_any_work(network, images, targets):
+    with pytest.raises(ValueError, match="give reference="):
+        check(Batch(network, images[:1], targets[:1]), ["occlusion[target=corpus]"])
 
 
 def test_the_users_own_method(tmp_path, monkeypatch, network, images, targets):

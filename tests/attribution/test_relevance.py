@@ -287,11 +287,25 @@ def test_smooth_activations_gates_and_concatenation_are_served():
         attribution.check(Batch(model, images[:1], targets[:1]), ["deep_lift", "lrp"])
 
 
+@pytest.mark.parametrize("target", attribution.TARGETS)
+def test_a_network_that_makes_nothing_of_the_mean_image_is_served(target, images, targets):
+    """Without biases, as before training, its features are zero there, where a norm has no gradient."""
+    torch.manual_seed(0)
+    last = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), *last).eval()
+    given = {"reference": images[8:], "reference_labels": targets[8:]}
+    score, of_mean = scores_of(model, images[:4], targets[8:12], target, **given)
+    ours = explain(model, images[:4], targets[8:12], "deep_lift", target=target, **given)
+    assert (score - of_mean).abs().max() > 1e-4
+    assert (ours.sum((1, 2)) - (score - of_mean)).abs().max() < 1e-5 * ours.abs().sum((1, 2)).max()
+
+
 def test_deep_lift_shap_needs_reference_images(network, images, targets):
     with pytest.raises(ValueError, match="deep_lift_shap needs reference images; give reference="):
         attribution.check(Batch(network, images[:1], targets[:1]), ["deep_lift_shap"])
-    with pytest.raises(ValueError, match="there are 5 reference images for 10 baselines"):
-        explain(network, images[:2], targets[:2], "deep_lift_shap", reference=images[:5])
+    given = {"reference": images[10:15]}
+    fewer = explain(network, images[:2], targets[:2], "deep_lift_shap", **given)
+    assert torch.equal(fewer, explain(network, images[:2], targets[:2], "deep_lift_shap", baselines=5, **given))
 
 
 def test_maps_do_not_depend_on_the_batch(network, images, targets):

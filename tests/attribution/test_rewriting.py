@@ -56,6 +56,28 @@ class Spelled(nn.Module):
         return self.last((x - 0.1).relu().mean((2, 3)))
 
 
+class Overwriting(nn.Module):
+    """Operations that write over what another one has read, which must not see that, and the same without."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.second(F.relu(x))
+        if self.in_place:
+            x += y
+            x += 0.1
+            x *= 2
+        else:
+            x = (x + y + 0.1) * 2
+        x = F.elu(F.silu(x, inplace=self.in_place), 0.5, self.in_place)
+        return self.last(x.mean((2, 3)))
+
+
 class Unfoldable(nn.Module):
     """Batch-norm that follows no convolution, or one that is read elsewhere too, or is called twice."""
 
@@ -125,6 +147,16 @@ def test_every_spelling_of_relu():
     assert (form(images) - model(images)).abs().max() < 1e-6
     assert len(relus(form)) == len(set(relus(form))) == 7
     assert model.relu.inplace
+
+
+@pytest.mark.parametrize("method", ["guided_backprop", "deep_lift", "lrp"])
+def test_what_works_in_place_is_explained_as_what_does_not(method, images):
+    torch.manual_seed(0)
+    models = Overwriting(in_place=True).eval(), Overwriting(in_place=False).eval()
+    models[1].load_state_dict(models[0].state_dict())
+    maps = [attribution.explain(model, images[:4], torch.tensor([0, 1, 2, 0]), method) for model in models]
+    assert maps[1].abs().max() > 1e-4
+    assert torch.equal(*maps)
 
 
 def test_batch_norm_that_cannot_be_folded_stays():
