@@ -55,7 +55,7 @@ def metrics_like(name: str) -> Mapping[str, Metric]:
 
 @functools.cache
 def _metrics() -> dict[str, Metric]:
-    with _quiet():
+    with _quiet(), _seeded(0):
         import quantus  # takes seconds, so only when it is wanted
     return {f"{PREFIX}{name}": _metric(quantus, name, known) for name, known in CLASSES.items()}
 

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from scl_ray import attribution
 
@@ -30,3 +31,22 @@ def colour(images):
 def exact(network):
     """The network in float64, for formulas by hand."""
     return copy.deepcopy(network).double()
+
+
+@pytest.fixture(scope="session")
+def colourful(images):
+    """Six digits, each in a colour of its own on a background of another, under noise: (6,3,32,32)."""
+    draw = torch.Generator().manual_seed(0)
+    ink, paper = torch.rand(2, 6, 3, 1, 1, generator=draw)
+    return images[:6] * (0.5 + ink) + paper - 0.5 + 0.1 * torch.randn(6, 3, 32, 32, generator=draw)
+
+
+@pytest.fixture(scope="session")
+def grey(network):
+    """The network for images of one channel, the only ones on which Quantus' IROF and ROAD work."""
+
+    class Grey(nn.Module):
+        def forward(self, given):
+            return network(given.expand(-1, 3, -1, -1))
+
+    return Grey().eval()

@@ -258,9 +258,15 @@ def test_a_refused_class_names_what_to_use_instead(name):
         resolve(f"quantus:{name}")
 
 
-def test_what_quantus_itself_refuses_names_the_spec(network, small, classes, found):
+def test_what_quantus_itself_refuses_names_the_spec_and_leaves_no_trace(network, small, classes, found):
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state(), np.geterr()  # noqa: NPY002
+    had_trapz, handlers = hasattr(np, "trapz"), list(logging.getLogger().handlers)
     with pytest.raises(ValueError, match=r"^quantus:PixelFlipping\[features_in_step=7\]: .*144 % 7 != 0"):
         score("quantus:PixelFlipping[features_in_step=7]", network, small[0], classes, found["saliency"])
+    assert (random.getstate(), np.geterr()) == (states[0], states[3])
+    assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert (hasattr(np, "trapz"), logging.getLogger().handlers) == (had_trapz, handlers)
 
 
 def test_the_spec_is_a_metric_and_no_plugin():

@@ -5,30 +5,10 @@ import pytest
 import quantus
 import torch
 from skimage.segmentation import slic
-from torch import nn
 
 from scl_ray.attribution import Batch
 from scl_ray.metrics import cost, score, score_many
 from scl_ray.metrics.regions import remove_segments
-
-
-@pytest.fixture(scope="module")
-def colourful(images):
-    """Six digits, each in a colour of its own on a background of another, under noise: (6,3,32,32)."""
-    draw = torch.Generator().manual_seed(0)
-    ink, paper = torch.rand(2, 6, 3, 1, 1, generator=draw)
-    return images[:6] * (0.5 + ink) + paper - 0.5 + 0.1 * torch.randn(6, 3, 32, 32, generator=draw)
-
-
-@pytest.fixture(scope="module")
-def grey(network):
-    """The network for images of one channel, the only ones on which Quantus' IROF works."""
-
-    class Grey(nn.Module):
-        def forward(self, given):
-            return network(given.expand(-1, 3, -1, -1))
-
-    return Grey().eval()
 
 
 @pytest.fixture(autouse=True)
