@@ -31,7 +31,8 @@ class Batch:
     at_once: how many images a pass of perturbed copies takes at most.
     passed: forward passes of the images that are there already, by target.
     kept: what was made of the model once, by name: other forms of it, what it makes of the reference. Batches that
-      differ only in their images, with targets, image_ids, masks and passed, may share it.
+      differ only in their images, with targets, image_ids, masks and passed, may share it,
+      as long as the weights stay.
     """
 
     model: nn.Module

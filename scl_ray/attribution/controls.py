@@ -11,7 +11,7 @@ from scl_ray.attribution.registry import PROTOCOL
 
 
 def random(question: Question, spec: str, *, protocol: str) -> Tensor:
-    """Uniform noise, drawn for each image; (N,H,W) in [0,1). Both protocols agree.
+    """Uniform noise, drawn for each image and protocol; (N,H,W) in [0,1).
 
     Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.
     """

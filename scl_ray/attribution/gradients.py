@@ -54,7 +54,7 @@ def integrated_gradients(question: Question, spec: str, *, steps: int, protocol:
 
 def smooth_grad(question: Question, spec: str, *, samples: int, noise: float, protocol: str) -> Tensor:
     """Magnitude of the gradient's mean over *samples* noisy copies of the image, the maximum over the channels;
-    (N,H,W), at least 0. Both protocols agree.
+    (N,H,W), at least 0. The protocols differ in what is drawn alone.
 
     The noise is normal, in pixel space, with a standard deviation of *noise* times the pixel range; nothing is clamped.
 
@@ -73,7 +73,7 @@ def smooth_grad(question: Question, spec: str, *, samples: int, noise: float, pr
 
 def gradient_shap(question: Question, spec: str, *, samples: int, protocol: str) -> Tensor:
     """Gradient at random places on the lines from random baselines to the image, times the difference, in the mean of
-    *samples*; summed over the channels; (N,H,W), signed. Both protocols agree.
+    *samples*; summed over the channels; (N,H,W), signed. The protocols differ in what is drawn alone.
 
     The baselines are drawn from the reference; without one they are the zero of the normalised space (the mean image).
     In expectation the values add up to the score minus the baselines' mean score.

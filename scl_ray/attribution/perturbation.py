@@ -55,7 +55,7 @@ def feature_ablation(question: Question, spec: str, *, patch: int | None, protoc
 
 def lime(question: Question, spec: str, *, patch: int | None, samples: int, protocol: str) -> Tensor:
     """Coefficients of a linear model of the score, fitted to *samples* copies of the image of which every patch of a
-    grid is removed with probability 1/2; (N,H,W), signed. Both protocols agree.
+    grid is removed with probability 1/2; (N,H,W), signed. The protocols differ in what is drawn alone.
 
     Copies count by exp(-d^2/2), d their cosine distance from the image. The model is a ridge regression with a penalty
     of 1, as the authors' code has it: unlike Captum's lasso it is not blind to scores of small scale. patch: as for
@@ -81,7 +81,8 @@ def lime(question: Question, spec: str, *, patch: int | None, samples: int, prot
 
 def kernel_shap(question: Question, spec: str, *, patch: int | None, samples: int, protocol: str) -> Tensor:
     """Shapley values of the patches of a grid, by a linear model fitted to *samples* copies of the image without some
-    of them; (N,H,W), signed. Both protocols agree. The patches' values add up to what the score gains from none to all.
+    of them; (N,H,W), signed. The protocols differ in what is drawn alone. The patches' values add up to what the score
+    gains from none to all.
 
     Coalitions are drawn with the Shapley kernel, as in Captum, each with its complement (Covert & Lee, AISTATS 2021);
     the two constraints hold exactly instead of by large weights. patch: as for `feature_ablation`. Raises ValueError
