@@ -30,9 +30,13 @@ def explain_mosaics(
     places, foils = draw_mosaics(batch, spec, grid)
     images = batch.images.split(-(-len(batch.images) // grid**2))  # a mosaic takes the memory of grid**2 images
     ids = list(range(len(batch.images)) if batch.image_ids is None else map(int, batch.image_ids))
-    if f"mosaics of {grid}" not in batch.kept:
+    key = f"mosaics of {grid}"
+    if key not in batch.kept:
         serves(batch, grid=grid)
-        batch.kept[f"mosaics of {grid}"] = True
+        batch.kept[key] = {}
+    assert batch.reference is not None
+    # What compares with the reference compares images of one size.
+    reference = batch.reference.repeat(1, 1, grid, grid)
     found: dict[str, list[Tensor]] = {method: [] for method in maps}
     start = 0
     for own in images:
@@ -43,6 +47,8 @@ def explain_mosaics(
             targets=batch.targets[part],
             image_ids=ids[part],
             masks=None,
+            reference=reference,
+            kept=batch.kept[key],
             at_once=max(1, batch.at_once // grid**2),
         )
         for method, explained in attribution.explain_many(mosaics, maps).items():

@@ -143,6 +143,16 @@ def test_nothing_positive_and_a_flat_map_are_undefined(context):
         assert score_many(batch, maps, [cell])[cell].values.isnan().all()
 
 
+@pytest.mark.parametrize(
+    "method", ["gradient_shap[samples=2]", "deep_lift_shap[baselines=2]", "saliency[target=corpus]"]
+)
+def test_what_compares_with_the_reference_compares_mosaics(network, context, method):
+    given = {"reference": context.reference, "reference_labels": context.reference_labels, "method": method}
+    values = score("grid_pointing_game", network, context.images, context.targets, torch.rand(8, 32, 32), **given)
+    assert values.isfinite().all()
+    assert values.mean() > 0.2
+
+
 def test_what_it_needs(context, network, images, targets):
     maps = torch.rand(8, 32, 32)
     given = ("grid_pointing_game", network, images[:8], targets[:8], maps)
@@ -160,6 +170,17 @@ def test_what_it_needs(context, network, images, targets):
     assert abs(control.mean().item() - 0.25) < 0.02
     # Without labels they are of the classes that the network predicts.
     assert score(*given, method="saliency", reference=context.reference).isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["gradient_shap[samples=2]", "deep_lift_shap[baselines=2]"])
+def test_baselines_of_a_mosaic_are_as_large(context, method):
+    image = context.images[:1]
+    mosaics = context.but(images=image.repeat(1, 1, 2, 2), targets=context.targets[:1], image_ids=[50])
+    maps = explain_many(mosaics, [method])[method][0]
+    assert maps.shape == (64, 64)
+    assert maps.isfinite().all()
+    assert maps.abs().sum() > 0
+    assert value(method, context, images=image, targets=context.targets[:1], image_ids=[50]).isfinite().all()
 
 
 def test_a_network_of_one_size_is_refused_before_any_method_runs(context):
