@@ -139,7 +139,7 @@ def forward_passes(cells: Sequence[Cell], image_size: int) -> int:
     try:
         return evaluation.forward_passes(cells, image_size)
     except ValueError as error:
-        raise InputError(f"evaluation: {error}") from error
+        raise InputError(f"evaluation.methods, evaluation.metrics: {error}") from error
 
 
 def cells_of(sweep: Sweep | Comparison, has_masks: bool) -> tuple[list[Cell], list[tuple[Cell, str]]]:

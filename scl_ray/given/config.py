@@ -63,7 +63,7 @@ class Network(Settings):
         return {
             "dataset": {"name": self.dataset},
             "objective": {"name": self.label, "model": self.model},
-            "backbone": "given",
+            "backbone": "trained elsewhere",
             "seed": self.seed,
             "training": {},
             "network": self.model_dump(mode="json"),

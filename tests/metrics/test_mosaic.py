@@ -172,17 +172,6 @@ def test_what_it_needs(context, network, images, targets):
     assert score(*given, method="saliency", reference=context.reference).isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["gradient_shap[samples=2]", "deep_lift_shap[baselines=2]"])
-def test_baselines_of_a_mosaic_are_as_large(context, method):
-    image = context.images[:1]
-    mosaics = context.but(images=image.repeat(1, 1, 2, 2), targets=context.targets[:1], image_ids=[50])
-    maps = explain_many(mosaics, [method])[method][0]
-    assert maps.shape == (64, 64)
-    assert maps.isfinite().all()
-    assert maps.abs().sum() > 0
-    assert value(method, context, images=image, targets=context.targets[:1], image_ids=[50]).isfinite().all()
-
-
 def test_a_network_of_one_size_is_refused_before_any_method_runs(context):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval()
     seen = []
