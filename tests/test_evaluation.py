@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from quick import QUICK_METHODS, QUICK_METRICS
 
 from scl_ray import attribution, metrics
 from scl_ray.config import Cell
@@ -218,3 +219,18 @@ def test_forward_passes_are_those_that_are_run(trained, masked):
     gradients = cells(["saliency", "integrated_gradients[steps=10]"], ["ssim_continuity"], False)[0]
     assert forward_passes(gradients, 32) == 1 + (2 + 30) + (3 + 30)
     assert forward_passes([], 32) == 0
+
+
+def test_every_method_goes_with_every_metric(trained, masked):
+    # Randomising a network layer by layer explains again more often than all the rest; tests/metrics does that.
+    metrics = [metric for metric in QUICK_METRICS if not metric.startswith(("mprt", "smooth_mprt"))]
+    metrics += ["quantus:EffectiveComplexity", "pixel_flipping_auc[precision=bfloat16]"]
+    methods = [*QUICK_METHODS, "grad_cam[target=prototype]", "saliency[target=label_free]", "saliency[target=corpus]"]
+    chosen = cells(methods, metrics, has_masks=True)[0]
+    scores = evaluate(trained, masked, 0, 1, chosen).scores.to_pandas()
+    assert len(scores) == 2 * len(chosen) > 2000
+    is_null = scores["value"].isna().groupby([scores["method"], scores["metric"]], observed=True).all()
+    null = {pair for pair in is_null.index if is_null[pair]}
+    # A constant map ranks nothing, and no noise is like another.
+    constant = {pair for pair in is_null.index if pair[0] == "constant"}
+    assert null == constant | {("random", "sufficiency")}

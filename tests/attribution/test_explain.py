@@ -4,22 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from quick import QUICK_METHODS
 from torch import nn
 
 from scl_ray.attribution import METHODS, Batch, ask, check, cost, explain, explain_many, explains_class, resolve
-
-# Methods that watch the network often, with less to watch; what they compute is tested in their own files.
-QUICK = {
-    "integrated_gradients": "integrated_gradients[steps=3]",
-    "smooth_grad": "smooth_grad[samples=3]",
-    "gradient_shap": "gradient_shap[samples=3]",
-    "deep_lift_shap": "deep_lift_shap[baselines=2]",
-    "occlusion": "occlusion[patch=16]",
-    "feature_ablation": "feature_ablation[patch=16]",
-    "lime": "lime[patch=16,samples=20]",
-    "kernel_shap": "kernel_shap[patch=16,samples=20]",
-}
-SPECS = [QUICK.get(name, name) for name in METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +17,11 @@ def batch(network, images, targets, reference):
 
 @pytest.fixture(scope="module")
 def found(batch):
-    return explain_many(batch, SPECS)
+    return explain_many(batch, QUICK_METHODS)
 
 
 def test_every_method_explains_every_image(found):
-    assert set(found) == set(SPECS)
+    assert set(found) == set(QUICK_METHODS)
     for maps in found.values():
         assert maps.shape == (4, 32, 32)
         assert maps.dtype == torch.float32
@@ -50,7 +38,7 @@ def test_what_the_registry_says_of_every_method():
         assert method.cost(method.defaults, 32) >= 0
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", QUICK_METHODS)
 def test_one_image_at_a_time_is_the_same_as_all_together(batch, found, reference, spec):
     alone = [
         explain(
@@ -65,7 +53,7 @@ def test_one_image_at_a_time_is_the_same_as_all_together(batch, found, reference
 
 
 def test_only_class_discriminative_methods_depend_on_the_class(batch, found):
-    other = explain_many(batch.but(targets=(batch.targets + 1) % 10), SPECS)
+    other = explain_many(batch.but(targets=(batch.targets + 1) % 10), QUICK_METHODS)
     for spec, maps in found.items():
         assert torch.equal(maps, other[spec]) != explains_class(spec), spec
 
@@ -75,7 +63,7 @@ def test_randomised_weights_change_the_maps(batch, found):
     for module in drawn.backbone.modules():
         if isinstance(module, nn.Conv2d):
             torch.nn.init.normal_(module.weight, std=0.1, generator=torch.Generator().manual_seed(1))
-    other = explain_many(batch.but(model=drawn), SPECS)
+    other = explain_many(batch.but(model=drawn), QUICK_METHODS)
     for spec, maps in found.items():
         # Of controls nothing changes.
         similarity = F.cosine_similarity(maps.flatten(1), other[spec].flatten(1)).nan_to_num(0).mean()
@@ -87,7 +75,7 @@ def test_explaining_leaves_the_network_and_the_images_as_they_were(network, imag
     network.zero_grad()
     given, random_state = images[:2].clone(), torch.get_rng_state()
     numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002  # the state that libraries use
-    explain_many(Batch(network, given, targets[:2], reference=reference[0]), SPECS)
+    explain_many(Batch(network, given, targets[:2], reference=reference[0]), QUICK_METHODS)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
     assert torch.equal(given, images[:2])

@@ -1,27 +1,10 @@
 import pytest
 import torch
+from quick import QUICK_METRICS
 from torch import nn
 
 from scl_ray.attribution import METHODS, Batch
 from scl_ray.metrics import METRICS, check, cost, resolve, score, score_many
-
-# Metrics of many passes, with fewer; what they compute is tested in their own files.
-QUICK = {
-    "pixel_flipping_auc": "pixel_flipping_auc[features_per_step=128]",
-    "region_perturbation": "region_perturbation[regions=4]",
-    "irof": "irof[segments=10]",
-    "faithfulness_correlation": "faithfulness_correlation[runs=10]",
-    "sensitivity_n": "sensitivity_n[runs=4]",
-    "faithfulness_estimate": "faithfulness_estimate[features_per_step=128]",
-    "monotonicity_correlation": "monotonicity_correlation[features_per_step=128,samples=2]",
-    "effective_complexity": "effective_complexity[features_per_step=128,samples=2]",
-    "smooth_mprt": "smooth_mprt[samples=2]",
-    **{name: f"{name}[samples=3]" for name in (
-        "local_lipschitz_estimate", "max_sensitivity", "avg_sensitivity", "relative_input_stability",
-        "relative_output_stability", "relative_representation_stability",
-    )},
-}  # fmt: skip
-SPECS = [QUICK.get(name, name) for name in METRICS]
 
 # These rank pixels, so that rounding may exchange two of them and change a value: rarely, and by little.
 RANKING = {name for name, metric in METRICS.items() if metric.facet in ("faithfulness", "coherence")} | {
@@ -56,13 +39,13 @@ def together(network, maps, given):
     cells = [
         (method, metric)
         for method in ("grad_cam", "eigen_cam")
-        for metric in SPECS
+        for metric in QUICK_METRICS
         if METHODS[method].class_discriminative or "class" not in resolve(metric).entry.needs
     ]
     return score_many(Batch(network, **given), {method: maps[method][:8] for method, _ in cells}, cells)
 
 
-@pytest.mark.parametrize("metric", SPECS)
+@pytest.mark.parametrize("metric", QUICK_METRICS)
 def test_alone_and_in_parts_is_the_same_as_all_together(network, maps, given, together, metric):
     whole = together["grad_cam", metric].values
     parts = []
