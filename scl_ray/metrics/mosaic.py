@@ -33,10 +33,10 @@ def explain_mosaics(
     key = f"mosaics of {grid}"
     if key not in batch.kept:
         serves(batch, grid=grid)
-        batch.kept[key] = {}
-    assert batch.reference is not None
-    # What compares with the reference compares images of one size.
-    reference = batch.reference.repeat(1, 1, grid, grid)
+        assert batch.reference is not None
+        # What compares with the reference compares images of one size.
+        batch.kept[key] = batch.reference.repeat(1, 1, grid, grid), {}
+    reference, kept = batch.kept[key]
     found: dict[str, list[Tensor]] = {method: [] for method in maps}
     start = 0
     for own in images:
@@ -48,7 +48,7 @@ def explain_mosaics(
             image_ids=ids[part],
             masks=None,
             reference=reference,
-            kept=batch.kept[key],
+            kept=kept,
             at_once=max(1, batch.at_once // grid**2),
         )
         for method, explained in attribution.explain_many(mosaics, maps).items():

@@ -1,8 +1,8 @@
 """Measures explain and score: against bare passes, the published pipeline and Quantus, and what bfloat16 changes.
 
-python tests/benchmarks/evaluation/run.py [--threads 2] [--only published] > tests/benchmarks/evaluation/figures.json
+python tests/benchmarks/evaluation/run.py --only published --images 8 > published.json  # in the folder figures
 
-Every figure is a median of interleaved runs. Sections:
+Every figure is a median of interleaved runs. A file of figures holds one section and the command that made it:
 limit      each metric that runs the network, over the same number of bare passes at the best batch size
 published  two CAMs and five metrics by the published pipeline, one image at a time, and by one batch here
 quantus    each metric in Quantus, called with batches of its own, on grey images
@@ -49,7 +49,8 @@ FIVE = ["pixel_flipping_auc", "ssim_continuity", "ssim_contrastivity", "complexi
 # Fewer runs than by default where these are many: a pass costs the same.
 FEWER = {
     "faithfulness_correlation": {"runs": 32}, "sensitivity_n": {"runs": 8}, "monotonicity_correlation": {"samples": 2},
-    "smooth_mprt": {"samples": 2},
+    "smooth_mprt": {"samples": 2}, "effective_complexity": {"samples": 2}, "irof": {"segments": 30},
+    "infidelity": {"patch_size": 8}, "non_sensitivity": {"patch_size": 8},
 }  # fmt: skip
 
 
@@ -175,15 +176,7 @@ def against_quantus(subject: Subject, rounds: int) -> dict[str, Any]:
         ours()
         try:
             times = medians({"ours": ours, "quantus": partial(peers.run, peer, batch, maps[peers.METHOD])}, rounds)
-        except (
-            ArithmeticError,
-            AssertionError,
-            AttributeError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except peers.FAILURES as error:
             found[spec] = {"ours_s": medians({"ours": ours}, rounds)["ours"],
                            "quantus_fails": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}  # fmt: skip
         else:
