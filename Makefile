@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep test lint clean
+.PHONY: sweep test test-faults lint clean
 
 sweep: $(READY)
 	$(BIN)/python sweeps/full_grid.py --config sweeps/demo.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest tests --ignore tests/faults --numprocesses 2 --dist loadfile
+
+test-faults: $(READY)
+	$(BIN)/python -m pytest tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -40,13 +40,6 @@ SMALL = [
 sys.path.insert(0, str(ROOT / "sweeps"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, one runs all tests that start Ray: they share a sweep, and each wants all cores."""
-    for item in items:
-        if {"cluster", "sweeps"} & set(item.path.relative_to(ROOT).parts):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 class Outcome(NamedTuple):
     """What a command did: its exit code and what it printed."""
 
