@@ -1,8 +1,10 @@
 """What tests share: the digits, one trained network, and one small sweep that ran through the real command."""
 
+import fcntl
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +40,24 @@ SMALL = [
 ]
 
 sys.path.insert(0, str(ROOT / "sweeps"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Of several processes, one at a time runs tests of a file that starts Ray: ``auto`` finds any Ray of a machine."""
+    if item.path.parent.name in ("cluster", "faults") or item.path.name == "test_full_grid.py":
+        if not _CLUSTERS:
+            lock = Path(tempfile.gettempdir(), f"scl_ray-tests-{os.getuid()}.lock")
+            _CLUSTERS.append(os.open(lock, os.O_CREAT | os.O_WRONLY, 0o600))
+            fcntl.flock(_CLUSTERS[0], fcntl.LOCK_EX)
+        result = yield
+        if nextitem is None or nextitem.path != item.path:
+            os.close(_CLUSTERS.pop())
+        return result
+    return (yield)
+
+
+_CLUSTERS: list[int] = []  # the lock's descriptor, while this process holds it
 
 
 class Outcome(NamedTuple):

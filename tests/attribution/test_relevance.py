@@ -319,6 +319,7 @@ def test_maps_do_not_depend_on_the_batch(network, images, targets):
 
 
 def test_the_model_stays_as_it_was(network, images, targets):
+    network.zero_grad()  # other tests share it
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     given = images.clone()
     explain_many(Batch(network, images, targets, reference=images), METHODS)
