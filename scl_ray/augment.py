@@ -42,27 +42,40 @@ _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.21
 _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
 
 
-def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Random versions of *images*, float (N, 3, H, W) in [0, 1], in the same form.
+class Draws(NamedTuple):
+    """What is random about each of N images: a row each, on the CPU, uniform in [0, 1)."""
 
-    *generator* lives on the images' device; every random number comes from it.
-    """
+    augmentation: Augmentation
+    moving: Tensor  # (N, 7): area, aspect, position x, y, shift x, y, flip
+    colour: Tensor  # (N, 6): brightness, contrast, saturation, hue, whether to jitter, whether to drop the colour
+
+    def of(self, rows: slice) -> "Draws":
+        """Those of some of the images."""
+        return Draws(self.augmentation, self.moving[rows], self.colour[rows])
+
+
+def draw(augmentation: Augmentation, count: int, generator: torch.Generator) -> Draws:
+    """The random numbers of *count* images. *generator* lives on the CPU, so that every device sees the same."""
+    return Draws(augmentation, torch.rand(count, 7, generator=generator), torch.rand(count, 6, generator=generator))
+
+
+def apply(images: Tensor, draws: Draws) -> Tensor:
+    """Random versions of *images*, float (N, 3, H, W) in [0, 1], in the same form."""
+    augmentation = draws.augmentation
     if augmentation.shift or augmentation.area != (1.0, 1.0) or augmentation.flip:
-        images = _moved(images, augmentation, generator)
+        images = _moved(images, augmentation, draws.moving.to(images.device, non_blocking=True))
     if augmentation.jitter or augmentation.grey:
-        images = _recoloured(images, augmentation, generator)
+        images = _recoloured(images, augmentation, draws.colour.to(images.device, non_blocking=True))
     return images
 
 
-def _moved(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def _moved(images: Tensor, augmentation: Augmentation, u: Tensor) -> Tensor:
     """Crop, zoom, translate and flip in one bilinear resampling.
 
     A crop that its aspect ratio would push over the border is cut there, where torchvision's RandomResizedCrop draws
     again.
     """
     count, _, height, width = images.shape
-    # Columns: area, aspect, position x, y, shift x, y, flip; uniform in [0, 1).
-    u = torch.rand(count, 7, generator=generator, device=images.device)
     low, high = augmentation.area
     area = low + (high - low) * u[:, 0]
     aspect = torch.exp((2 * u[:, 1] - 1) * math.log(4 / 3)) if low < 1 else torch.ones_like(area)
@@ -82,15 +95,13 @@ def _moved(images: Tensor, augmentation: Augmentation, generator: torch.Generato
     return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
-def _recoloured(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def _recoloured(images: Tensor, augmentation: Augmentation, u: Tensor) -> Tensor:
     """Brightness, contrast, saturation, hue and grey, in this order, as one matrix and one offset per image.
 
     Torchvision's ColorJitter draws the order and clamps after each step; here the order is fixed and the clamp is last.
     Hue turns the chroma plane of YIQ.
     """
     count = len(images)
-    # Columns: brightness, contrast, saturation, hue in [-1, 1); then whether to jitter and whether to drop the colour.
-    u = torch.rand(count, 6, generator=generator, device=images.device)
     strength = torch.tensor(augmentation[3:7], device=images.device)
     amount = (2 * u[:, :4] - 1) * strength * (u[:, 4:5] < augmentation.jitter)
     brightness, contrast, saturation = (1 + amount[:, :3]).T

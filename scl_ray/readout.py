@@ -5,7 +5,9 @@ Everything here is deterministic, in float64 where something is fitted.
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -85,6 +87,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return float(functional.cross_entropy(scores / math.exp(log_temperature), targets))
 
     return math.exp(minimize_scalar(loss, bounds=(-10, 10), method="bounded", options={"xatol": 1e-8}).x)
+
+
+def accuracy(predictions: Tensor, labels: NDArray[np.int64]) -> float:
+    """The share of *predictions* (N,) that are their *labels*."""
+    return float(np.mean(predictions.cpu().numpy() == labels))
 
 
 class ReadOut(nn.Module):

@@ -19,7 +19,7 @@ for variable in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_
 import pytest
 import torch
 
-from scl_ray import config, datasets, training
+from scl_ray import config, datasets, finishing, training
 from scl_ray.checkpoint import Checkpoint
 from scl_ray.config import DatasetConfig, Trial
 from scl_ray.datasets import Dataset
@@ -81,7 +81,7 @@ def trained(digits: Dataset) -> Checkpoint:
     trial = config.load(DEMO, ["grid.objective=cross_entropy", "training.epochs=4"]).trials()[0]
     assert isinstance(trial, Trial)
     *_, (_, state) = training.fit(digits, trial)
-    return training.finish(digits, trial, state)[0]
+    return finishing.finish(digits, trial, state)[0]
 
 
 @pytest.fixture(scope="session")

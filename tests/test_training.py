@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from scl_ray import datasets, training
+from scl_ray import datasets, feed, training
 from scl_ray.config import DatasetConfig, Trial
 from scl_ray.datasets import Dataset
-from scl_ray.training import Diverged, finish, fit
+from scl_ray.finishing import finish
+from scl_ray.training import Diverged, fit
 
 TIMES = {"seconds", "images_per_second"}
 
@@ -216,7 +217,7 @@ def test_a_batch_larger_than_the_data_is_all_of_it(few):
 
 @pytest.mark.filterwarnings("error")
 def test_shared_read_only_images_are_used_without_a_copy(few):
-    tensor = training._tensor(few.train_images, torch.device("cpu"))
+    tensor = feed.on_device(few.train_images, torch.device("cpu"))
     assert tensor.data_ptr() == few.train_images.ctypes.data
 
 

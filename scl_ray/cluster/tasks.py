@@ -44,7 +44,7 @@ def train(
     """
     import torch
 
-    from scl_ray import checkpoint, training
+    from scl_ray import checkpoint, finishing, training
 
     yield {}
     entered = time.perf_counter()
@@ -65,7 +65,7 @@ def train(
         torch.save({"state": state, "epochs": epochs, "seconds": seconds}, buffer)
         store.write(resume, buffer.getvalue())
         yield metrics
-    trained, measured = training.finish(dataset, trial, state, device=device)
+    trained, measured = finishing.finish(dataset, trial, state, device=device)
     store.write_checkpoint(trial_id, checkpoint.to_files(trained))
     store.write_record(trial_id, {
         **about,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scl_ray import attribution, config, datasets, training
+from scl_ray import attribution, config, datasets, finishing, training
 from scl_ray.attribution import Batch
 from scl_ray.checkpoint import Checkpoint
 from scl_ray.config import DatasetConfig
@@ -46,7 +46,7 @@ def train(backbone: str, epochs: int, images: int) -> Subject:
     settings = ["grid.objective=cross_entropy", f"grid.backbone={backbone}", f"training.epochs={epochs}"]
     trial = config.load(DEMO, settings).trials()[0]
     *_, (_, state) = training.fit(dataset, trial)
-    checkpoint = training.finish(dataset, trial, state)[0]
+    checkpoint = finishing.finish(dataset, trial, state)[0]
     network = checkpoint.explained("corrected").to(memory_format=torch.channels_last)
     chosen, reference = dataset.evaluation_order[:images], reference_images(dataset)
     mean, std = torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std)
