@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scl_ray.attribution import (
+    augmented,
     backpropagation,
     cam,
     cam_perturbation,
@@ -29,8 +30,8 @@ __all__ = [
 
 
 METHODS: dict[str, Method] = {
-    **cam.METHODS, **cam_perturbation.METHODS, **gradients.METHODS, **backpropagation.METHODS, **relevance.METHODS,
-    **perturbation.METHODS, **controls.METHODS,
+    **cam.METHODS, **augmented.METHODS, **cam_perturbation.METHODS, **gradients.METHODS, **backpropagation.METHODS,
+    **relevance.METHODS, **perturbation.METHODS, **controls.METHODS,
 }  # fmt: skip
 
 
