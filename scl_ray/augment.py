@@ -1,6 +1,8 @@
 """Random augmentation of a whole batch on the training device, with parameters of its own for every image.
 
-An augmentation is a record of numbers. Moving (crop, zoom, flip) is one resampling; colour is one affine map of RGB.
+An augmentation is a record of numbers. What it does to an image is what torchvision's transforms of the same name do:
+RandomResizedCrop, or RandomCrop with padding, then RandomHorizontalFlip, ColorJitter, RandomGrayscale and GaussianBlur.
+Everything random is drawn on the CPU, so which images a step concerns is known there and no device is waited for.
 """
 
 import math
@@ -10,19 +12,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+ATTEMPTS = 10  # boxes that a resized crop tries before it falls back to the middle of the image
+ASPECT = (3 / 4, 4 / 3)  # width over height of the boxes it tries
+SIGMA = (0.1, 2.0)  # of a blur, in pixels
+
+STEPS = 4  # of a colour jitter, in this order of columns
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(STEPS)
+
 
 class Augmentation(NamedTuple):
     """What is random about an image, and by how much. The default changes nothing."""
 
     shift: float = 0.0  # whole-pixel translation up to this part of the side; what enters is black
-    area: tuple[float, float] = (1.0, 1.0)  # part of the image that a resized crop keeps, aspect ratio 3/4 to 4/3
+    area: tuple[float, float] = (1.0, 1.0)  # part of the image that a resized crop keeps; not together with a shift
     flip: bool = False  # left to right, half of the images
     brightness: float = 0.0  # factors between 1 - x and 1 + x
     contrast: float = 0.0
     saturation: float = 0.0
-    hue: float = 0.0  # rotation up to this part of the colour circle, either way
+    hue: float = 0.0  # turn by up to this part of the colour circle, either way
     jitter: float = 0.0  # probability of the four above
     grey: float = 0.0  # probability of losing the colour
+    blur: float = 0.0  # probability of a Gaussian blur
 
 
 _CONTRASTIVE = Augmentation(
@@ -33,91 +43,209 @@ AUGMENTATIONS = {
     "none": Augmentation(),
     "crop_flip": Augmentation(shift=1 / 8, flip=True),  # at 32 pixels: pad by 4, crop, flip (He et al. 2016)
     "crop": Augmentation(shift=1 / 8),  # for what its mirror image is not, such as digits
+    "resized_crop_flip": Augmentation(area=(0.08, 1.0), flip=True),  # ImageNet's (Szegedy et al. 2015)
     "contrastive": _CONTRASTIVE,  # Chen et al. 2020 without blur, in Khosla et al.'s strength for CIFAR
     "contrastive_no_flip": _CONTRASTIVE._replace(area=(0.5, 1.0), flip=False),
+    "contrastive_blur": _CONTRASTIVE._replace(area=(0.08, 1.0), blur=0.5),  # the same for ImageNet
 }
-
-# RGB to luminance and the two axes of colour (NTSC's YIQ).
-_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-_FROM_YIQ = torch.linalg.inv(_TO_YIQ)
 
 
 class Draws(NamedTuple):
-    """What is random about each of N images: a row each, on the CPU, uniform in [0, 1)."""
+    """What is random about each of N images: a row each, on the CPU."""
 
     augmentation: Augmentation
-    moving: Tensor  # (N, 7): area, aspect, position x, y, shift x, y, flip
-    colour: Tensor  # (N, 6): brightness, contrast, saturation, hue, whether to jitter, whether to drop the colour
+    attempts: Tensor  # (N, 10, 2) float64: part of the area and aspect ratio of the boxes that a crop tries in turn
+    position: Tensor  # (N, 2) float64 in [0, 1): where the box lies between the topmost and leftmost place and the last
+    flip: Tensor  # (N,) bool
+    colour: Tensor  # (N, 4): factors of brightness, contrast and saturation, turn of the hue; 1, 1, 1, 0 where none
+    order: Tensor  # (N, 4): the four steps of the colour jitter in the order in which they happen
+    grey: Tensor  # (N,) bool
+    sigma: Tensor  # (N,): of the blur in pixels, 0 where none
 
     def of(self, rows: slice) -> "Draws":
         """Those of some of the images."""
-        return Draws(self.augmentation, self.moving[rows], self.colour[rows])
+        return Draws(self.augmentation, *(drawn[rows] for drawn in self[1:]))
 
 
 def draw(augmentation: Augmentation, count: int, generator: torch.Generator) -> Draws:
-    """The random numbers of *count* images. *generator* lives on the CPU, so that every device sees the same."""
-    return Draws(augmentation, torch.rand(count, 7, generator=generator), torch.rand(count, 6, generator=generator))
+    """What is random about *count* images. *generator* lives on the CPU, so that every device sees the same."""
+
+    def uniform(*columns: int) -> Tensor:
+        return torch.rand(count, *columns, generator=generator, dtype=torch.float64)
+
+    (least, most), (narrow, wide), (sharp, soft) = augmentation.area, map(math.log, ASPECT), SIGMA
+    attempts = uniform(ATTEMPTS, 2)
+    attempts = torch.stack(
+        [least + (most - least) * attempts[..., 0], torch.exp(narrow + (wide - narrow) * attempts[..., 1])], dim=-1
+    )
+    strength = torch.tensor(
+        [augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue]
+    )
+    change = strength * (2 * uniform(STEPS) - 1) * (uniform(1) < augmentation.jitter)
+    return Draws(
+        augmentation,
+        attempts,
+        position=uniform(2),
+        flip=(uniform() < 0.5) & augmentation.flip,
+        colour=torch.tensor([1.0, 1.0, 1.0, 0.0]) + change,
+        order=uniform(STEPS).argsort(dim=1),
+        grey=uniform() < augmentation.grey,
+        sigma=(sharp + (soft - sharp) * uniform()) * (uniform() < augmentation.blur),
+    )
 
 
-def apply(images: Tensor, draws: Draws) -> Tensor:
-    """Random versions of *images*, float (N, 3, H, W) in [0, 1], in the same form."""
+def boxes(draws: Draws, sizes: Tensor) -> Tensor:
+    """The part of each image that its crop keeps: (N, 4) int64 of top, left, height, width, in pixels, on the CPU.
+
+    *sizes* (N, 2) int64 are the images' heights and widths. A resized crop takes the first of its ten attempts that
+    fits into the image, else the largest central box of an allowed aspect ratio (Szegedy et al. 2015, as torchvision's
+    RandomResizedCrop). A shift's box is as large as the image and reaches over its border. Without either it is the
+    image itself.
+    """
+    if draws.augmentation.area != (1.0, 1.0):
+        return _resized_crop(draws, sizes)
+    reach = (draws.augmentation.shift * sizes).round().long()
+    return torch.cat([(draws.position * (2 * reach + 1)).long() - reach, sizes], dim=1)
+
+
+def _resized_crop(draws: Draws, sizes: Tensor) -> Tensor:
+    area, aspect = draws.attempts.unbind(dim=2)
+    height, width = sizes.T
+    target = area * (height * width)[:, None]
+    tried = torch.stack([(target / aspect).sqrt(), (target * aspect).sqrt()], dim=2).round().long()
+    # An attempt's side may not be nothing, either. The fall-back is one attempt more, which always fits.
+    narrow, wide = ASPECT
+    centred = torch.stack([height.minimum((width / narrow).round()), width.minimum((height * wide).round())], dim=1)
+    tried = torch.cat([tried, centred.long()[:, None]], dim=1)
+    fits = ((tried > 0) & (tried <= sizes[:, None])).all(dim=2)
+    first = fits.int().argmax(dim=1)
+    sides = tried[torch.arange(len(tried)), first]
+    room = sizes - sides
+    place = torch.where((first < ATTEMPTS)[:, None], (draws.position * (room + 1)).long(), room // 2)
+    return torch.cat([place, sides], dim=1)
+
+
+def apply(images: Tensor, draws: Draws, *, is_cropped: bool = False) -> Tensor:
+    """Random versions of *images*, float32 (N, 3, H, W) in [0, 1], in the same form and size.
+
+    Images that were cut to their `boxes` and resized when they were read come with *is_cropped*: they are flipped and
+    recoloured only.
+    """
     augmentation = draws.augmentation
-    if augmentation.shift or augmentation.area != (1.0, 1.0) or augmentation.flip:
-        images = _moved(images, augmentation, draws.moving.to(images.device, non_blocking=True))
+    crops = augmentation.shift or augmentation.area != (1.0, 1.0)
+    if crops and not is_cropped:
+        images = _cropped(images, draws)
+    elif augmentation.flip:
+        flip = _on(images.device, draws.flip)
+        images = torch.where(flip[:, None, None, None], images.flip(3), images)
     if augmentation.jitter or augmentation.grey:
-        images = _recoloured(images, augmentation, draws.colour.to(images.device, non_blocking=True))
+        images = _recoloured(images, draws)
+    if augmentation.blur:
+        images = _blurred(images, draws.sigma)
     return images
 
 
-def _moved(images: Tensor, augmentation: Augmentation, u: Tensor) -> Tensor:
-    """Crop, zoom, translate and flip in one bilinear resampling.
+def _cropped(images: Tensor, draws: Draws) -> Tensor:
+    """Crop, resize bilinearly to the old size, flip: one matrix for the rows of each image and one for its columns."""
+    count, _, *sides = images.shape
+    cut = boxes(draws, torch.tensor(sides).expand(count, 2))
+    table = _on(images.device, torch.cat([cut, draws.flip[:, None]], dim=1).float())
+    rows, columns = (
+        _bilinear(first[:, None], length[:, None], side)
+        for first, length, side in zip(table[:, 0:2].T, table[:, 2:4].T, sides, strict=True)
+    )
+    columns = torch.where(table[:, 4, None, None] > 0, columns.flip(1), columns)
+    return _resampled(images, rows, columns)
 
-    A crop that its aspect ratio would push over the border is cut there, where torchvision's RandomResizedCrop draws
-    again.
+
+def _bilinear(first: Tensor, length: Tensor, side: int) -> Tensor:
+    """Weights (N, side, side) with which pixels of a line of *side* enter those of its resized part.
+
+    The part begins at pixel *first* (N, 1) and has *length* (N, 1). Places before the centre of its first pixel, or
+    behind that of its last, take that pixel, as where an image is cut before it is resized. Pixels outside the line
+    are black.
     """
-    count, _, height, width = images.shape
-    low, high = augmentation.area
-    area = low + (high - low) * u[:, 0]
-    aspect = torch.exp((2 * u[:, 1] - 1) * math.log(4 / 3)) if low < 1 else torch.ones_like(area)
-    scale = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=1).clamp(max=1)
-    # grid_sample's coordinates run from -1 to 1, so a crop of relative size s is free to move within ±(1 - s).
-    offset = (2 * u[:, 2:4] - 1) * (1 - scale)
-    sides = torch.tensor([width, height], device=images.device)
-    reach = (augmentation.shift * sides).round()
-    pixels = (u[:, 4:6] * (2 * reach + 1)).floor() - reach
-    offset = offset + 2 * pixels / sides
-    mirror = torch.where(u[:, 6] < 0.5, -1.0, 1.0) if augmentation.flip else torch.ones_like(area)
-    zero = torch.zeros_like(area)
-    theta = torch.stack(
-        [scale[:, 0] * mirror, zero, offset[:, 0], zero, scale[:, 1], offset[:, 1]], dim=1
-    ).view(count, 2, 3)  # fmt: skip
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+    pixels = torch.arange(side, device=first.device, dtype=first.dtype)
+    place = first + ((pixels + 0.5) * (length / side) - 0.5).clamp(min=0).minimum(length - 1)
+    return (1 - (place[:, :, None] - pixels).abs()).clamp_(min=0)
 
 
-def _recoloured(images: Tensor, augmentation: Augmentation, u: Tensor) -> Tensor:
-    """Brightness, contrast, saturation, hue and grey, in this order, as one matrix and one offset per image.
+def _resampled(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Each image with its rows mixed by its matrix of *rows* (N, H, H), its columns by that of *columns* (N, W, W)."""
+    across = torch.bmm(images.flatten(1, 2), columns.mT).view_as(images)
+    return rows[:, None] @ across
 
-    Torchvision's ColorJitter draws the order and clamps after each step; here the order is fixed and the clamp is last.
-    Hue turns the chroma plane of YIQ.
+
+def _recoloured(images: Tensor, draws: Draws) -> Tensor:
+    """Colour jitter, its steps in each image's own order, each clamped to [0, 1]; then grey.
+
+    Every step but hue blends the image with another: black (brightness), its mean grey (contrast), itself in grey
+    (saturation, and losing the colour). So all of a batch take one step at once, whichever it is for each of them.
     """
-    count = len(images)
-    strength = torch.tensor(augmentation[3:7], device=images.device)
-    amount = (2 * u[:, :4] - 1) * strength * (u[:, 4:5] < augmentation.jitter)
-    brightness, contrast, saturation = (1 + amount[:, :3]).T
-    angle = 2 * math.pi * amount[:, 3]
+    is_hue = draws.order == HUE
+    weight = torch.where(is_hue, 1.0, draws.colour.gather(1, draws.order))
+    blends = torch.stack(
+        [
+            torch.cat([weight, (~draws.grey)[:, None]], dim=1),
+            functional.pad(draws.order == CONTRAST, (0, 1)),
+            functional.pad(draws.order == SATURATION, (0, 1), value=True),
+        ]
+    )
+    blends = _on(images.device, blends.float().mT.contiguous())[..., None, None, None]
+    turn = draws.colour[:, HUE]
+    for step, (own, with_mean, with_grey) in enumerate(blends.unbind(dim=1)):
+        grey = _luminance(images)
+        other = grey * with_grey + grey.mean(dim=(2, 3), keepdim=True) * with_mean
+        images = torch.lerp(other, images, own).clamp_(0, 1)
+        if step < STEPS:
+            turned = (is_hue[:, step] & (turn != 0)).nonzero()[:, 0]
+            rows, angle = _on(images.device, turned), _on(images.device, turn[turned].float())
+            images.index_copy_(0, rows, _turned(images.index_select(0, rows), angle))
+    return images
 
-    to_yiq, from_yiq = _TO_YIQ.to(images.device), _FROM_YIQ.to(images.device)
-    turn = torch.eye(3, device=images.device).repeat(count, 1, 1)
-    cosine, sine = angle.cos(), angle.sin()
-    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cosine, -sine, sine, cosine
-    # The chroma keeps its share; with none left the picture is grey.
-    chroma = saturation * (u[:, 5] >= augmentation.grey)
-    turn[:, 1:] *= chroma[:, None, None]
-    colour = from_yiq @ turn @ to_yiq
-    matrix = colour * (brightness * contrast)[:, None, None]
 
-    mean_grey = (images.mean(dim=(2, 3)) @ to_yiq[0]) * brightness
-    offset = (1 - contrast) * mean_grey  # contrast moves towards the mean grey, which no later step changes
-    mixed = torch.bmm(matrix, images.flatten(2)).view_as(images)
-    return (mixed + offset[:, None, None, None]).clamp(0, 1)
+def _luminance(images: Tensor) -> Tensor:
+    """Grey images (N, 1, H, W) by ITU-R BT.601's weights."""
+    red, green, blue = images.split(1, dim=1)
+    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+def _turned(images: Tensor, angle: Tensor) -> Tensor:
+    """Hue turned by *angle* (N,), in parts of the colour circle, with value and saturation of HSV as they were."""
+    red, green, blue = images.unbind(dim=1)
+    value = images.amax(dim=1)
+    chroma = value - images.amin(dim=1)
+    sixths = torch.where(
+        value == red, green - blue, torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
+    ) / chroma.clamp(min=torch.finfo(images.dtype).tiny)
+    # Red, green and blue are the same function of the hue, a third of the circle apart.
+    starts = torch.tensor([5.0, 3.0, 1.0]).to(images.device)
+    place = (sixths[:, None] + (6 * angle[:, None] + starts)[..., None, None]) % 6
+    share = torch.minimum(place, 4 - place).clamp_(0, 1)
+    return torch.addcmul(value[:, None], share, chroma[:, None], value=-1)
+
+
+def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of those whose *sigma* is not 0, reflected at the border.
+
+    The kernel is as wide as a tenth of the side, made odd (Chen et al. 2020): below 20 pixels nothing is blurred.
+    """
+    chosen = sigma.nonzero()[:, 0]
+    rows, sigma = _on(images.device, chosen), _on(images.device, sigma[chosen].float())
+    vertical, horizontal = (_gaussian(sigma, side) for side in images.shape[2:])
+    return images.index_copy(0, rows, _resampled(images.index_select(0, rows), vertical, horizontal))
+
+
+def _gaussian(sigma: Tensor, side: int) -> Tensor:
+    """Weights (N, side, side) with which pixels of a line of *side* enter those of the blurred one."""
+    radius = side // 10 // 2
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)
+    # One line for each pixel, in which it alone is lit: blurred, they say where its light goes.
+    lit = functional.pad(torch.eye(side, device=sigma.device)[:, None], (radius, radius), mode="reflect")
+    return functional.conv1d(lit, kernel[:, None]).permute(1, 2, 0)
+
+
+def _on(device: torch.device, drawn: Tensor) -> Tensor:
+    """*drawn* on *device*. From pinned memory, since a copy from other memory may wait for what the device does."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn

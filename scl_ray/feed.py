@@ -32,27 +32,42 @@ class Pixels:
 class Feed:
     """The training split in random batches of *batch_size* images (all of them, if they are fewer), each in *views*
     random versions.
+
+    Of *workers* that train one network together, each has a feed of its own *rank*, with its share of every batch; the
+    shares of all are what a single worker sees, drawn alike. Raises ValueError when a batch cannot be shared equally.
     """
 
     def __init__(
-        self, dataset: Dataset, device: torch.device, *, batch_size: int, views: int, augmentation: Augmentation
+        self,
+        dataset: Dataset,
+        device: torch.device,
+        *,
+        batch_size: int,
+        views: int,
+        augmentation: Augmentation,
+        rank: int = 0,
+        workers: int = 1,
     ) -> None:
         self.images, self.labels = on_device(dataset.train_images, device), on_device(dataset.train_labels, device)
         self.pixels = Pixels(dataset, device)
         self.batch_size = min(batch_size, len(self.labels))
         self.steps = len(self.labels) // self.batch_size
         self.views, self.augmentation = views, augmentation
+        if self.batch_size % workers:
+            raise ValueError(f"a batch of {self.batch_size} images cannot be shared equally by {workers} workers")
+        share = torch.arange(self.batch_size).chunk(workers)[rank]
+        self.rows = torch.cat([view * self.batch_size + share for view in range(views)])
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images (V·N, 3, S, S) of V views of N images, view after view, and their labels (V·N,).
+        """Normalised images (V·n, 3, S, S) of V views of n images, view after view, and their labels (V·n,).
 
-        *generator*, on the CPU, decides order and augmentation, whatever the device. What does not fill a batch is
-        left out.
+        n is the batch size divided by the number of workers. *generator*, on the CPU, decides order and augmentation,
+        whatever the device. What does not fill a batch is left out.
         """
         order = torch.randperm(len(self.labels), generator=generator)
         for indices in order[: self.steps * self.batch_size].split(self.batch_size):
-            chosen = indices.repeat(self.views).to(self.images.device, non_blocking=True)
-            draws = draw(self.augmentation, len(chosen), generator)
+            draws = draw(self.augmentation, self.views * self.batch_size, generator).of(self.rows)
+            chosen = indices.repeat(self.views)[self.rows].to(self.images.device, non_blocking=True)
             views = apply(self.images[chosen].float() / 255, draws)
             yield self.pixels.normalised(views), self.labels[chosen]
 
