@@ -78,9 +78,7 @@ def draw(augmentation: Augmentation, count: int, generator: torch.Generator) -> 
     attempts = torch.stack(
         [least + (most - least) * attempts[..., 0], torch.exp(narrow + (wide - narrow) * attempts[..., 1])], dim=-1
     )
-    strength = torch.tensor(
-        [augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue]
-    )
+    strength = torch.tensor([augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue])
     change = strength * (2 * uniform(STEPS) - 1) * (uniform(1) < augmentation.jitter)
     return Draws(
         augmentation,
