@@ -62,7 +62,7 @@ class Draws(NamedTuple):
     grey: Tensor  # (N,) bool
     sigma: Tensor  # (N,): of the blur in pixels, 0 where none
 
-    def of(self, rows: slice) -> "Draws":
+    def of(self, rows: slice | Tensor) -> "Draws":
         """Those of some of the images."""
         return Draws(self.augmentation, *(drawn[rows] for drawn in self[1:]))
 
@@ -177,29 +177,43 @@ def _resampled(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def _recoloured(images: Tensor, draws: Draws) -> Tensor:
     """Colour jitter, its steps in each image's own order, each clamped to [0, 1]; then grey.
 
-    Every step but hue blends the image with another: black (brightness), its mean grey (contrast), itself in grey
-    (saturation, and losing the colour). So all of a batch take one step at once, whichever it is for each of them.
+    The hue of all images is turned at once: they lie sorted by its place in their order, so those that other steps
+    concern before it, or after it, lie together.
     """
-    is_hue = draws.order == HUE
-    weight = torch.where(is_hue, 1.0, draws.colour.gather(1, draws.order))
-    blends = torch.stack(
-        [
-            torch.cat([weight, (~draws.grey)[:, None]], dim=1),
-            functional.pad(draws.order == CONTRAST, (0, 1)),
-            functional.pad(draws.order == SATURATION, (0, 1), value=True),
-        ]
+    place = (draws.order == HUE).int().argmax(dim=1)
+    by_place = place.argsort(descending=True)
+    others = draws.order[draws.order != HUE].view(-1, STEPS - 1)
+    steps = torch.stack([draws.colour.gather(1, others), others == CONTRAST, others == SATURATION], dim=2)[by_place]
+    steps, turn, grey, there, back = (
+        _on(images.device, drawn)
+        for drawn in (
+            steps.float(),
+            draws.colour[by_place, HUE].float(),
+            draws.grey[by_place],
+            by_place,
+            by_place.argsort(),
+        )
     )
-    blends = _on(images.device, blends.float().mT.contiguous())[..., None, None, None]
-    turn = draws.colour[:, HUE]
-    for step, (own, with_mean, with_grey) in enumerate(blends.unbind(dim=1)):
-        grey = _luminance(images)
-        other = grey * with_grey + grey.mean(dim=(2, 3), keepdim=True) * with_mean
-        images = torch.lerp(other, images, own).clamp_(0, 1)
-        if step < STEPS:
-            turned = (is_hue[:, step] & (turn != 0)).nonzero()[:, 0]
-            rows, angle = _on(images.device, turned), _on(images.device, turn[turned].float())
-            images.index_copy_(0, rows, _turned(images.index_select(0, rows), angle))
-    return images
+    images = images.index_select(0, there)
+    before = [int((place > step).sum()) for step in range(STEPS - 1)]
+    for step, count in enumerate(before):
+        _blend(images[:count], *steps[:count, step].T)
+    images = _turned(images, turn)
+    for step, count in enumerate(before):
+        _blend(images[count:], *steps[count:, step].T)
+    images = torch.where(grey[:, None, None, None], _luminance(images), images)
+    return images.index_select(0, back)
+
+
+def _blend(images: Tensor, factor: Tensor, is_contrast: Tensor, is_saturation: Tensor) -> None:
+    """Change the brightness, contrast or saturation of each of *images* by its *factor* (N,), in place.
+
+    Each of the three blends an image with another: with black, with its mean grey, or with itself in grey.
+    """
+    factor, is_contrast, is_saturation = (each[:, None, None, None] for each in (factor, is_contrast, is_saturation))
+    grey = _luminance(images)
+    other = (grey * is_saturation).add_(grey.mean(dim=(2, 3), keepdim=True) * is_contrast)
+    images.lerp_(other, 1 - factor).clamp_(0, 1)
 
 
 def _luminance(images: Tensor) -> Tensor:
@@ -208,19 +222,19 @@ def _luminance(images: Tensor) -> Tensor:
     return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def _turned(images: Tensor, angle: Tensor) -> Tensor:
-    """Hue turned by *angle* (N,), in parts of the colour circle, with value and saturation of HSV as they were."""
+def _turned(images: Tensor, turn: Tensor) -> Tensor:
+    """Hue turned by *turn* (N,), in parts of the colour circle; value and saturation (of HSV) stay as they are."""
     red, green, blue = images.unbind(dim=1)
-    value = images.amax(dim=1)
-    chroma = value - images.amin(dim=1)
-    sixths = torch.where(
-        value == red, green - blue, torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
-    ) / chroma.clamp(min=torch.finfo(images.dtype).tiny)
-    # Red, green and blue are the same function of the hue, a third of the circle apart.
-    starts = torch.tensor([5.0, 3.0, 1.0]).to(images.device)
-    place = (sixths[:, None] + (6 * angle[:, None] + starts)[..., None, None]) % 6
-    share = torch.minimum(place, 4 - place).clamp_(0, 1)
-    return torch.addcmul(value[:, None], share, chroma[:, None], value=-1)
+    value = torch.maximum(red, green).maximum(blue)
+    chroma = value - torch.minimum(red, green).minimum(blue)
+    # The hue is that of the largest channel, red 0, green 1/3, blue 2/3, moved towards the larger of the other two.
+    towards = torch.where(value == red, green - blue, torch.where(value == green, blue - red, red - green))
+    main = torch.where(value == red, 0.0, torch.where(value == green, 1 / 3, 2 / 3))
+    hue = towards.div_(6 * chroma.clamp(min=torch.finfo(chroma.dtype).tiny)).add_(main).add_(turn[:, None, None])
+    # A channel is largest up to a sixth of the circle from its own colour, smallest from a third on, linear between.
+    away = hue[:, None] - (torch.arange(3, device=hue.device) / 3)[:, None, None]
+    away = away.sub_(away.round()).abs_()
+    return torch.addcmul(value[:, None], away.mul_(6).sub_(1).clamp_(0, 1), chroma[:, None], value=-1)
 
 
 def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
@@ -239,9 +253,8 @@ def _gaussian(sigma: Tensor, side: int) -> Tensor:
     radius = side // 10 // 2
     offsets = torch.arange(-radius, radius + 1, device=sigma.device)
     kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)
-    # One line for each pixel, in which it alone is lit: blurred, they say where its light goes.
-    lit = functional.pad(torch.eye(side, device=sigma.device)[:, None], (radius, radius), mode="reflect")
-    return functional.conv1d(lit, kernel[:, None]).permute(1, 2, 0)
+    reflected = functional.pad(torch.eye(side, device=sigma.device)[None], (radius, radius), mode="reflect")[0]
+    return torch.einsum("jik,nk->nij", reflected.unfold(1, 2 * radius + 1, 1), kernel)
 
 
 def _on(device: torch.device, drawn: Tensor) -> Tensor:
