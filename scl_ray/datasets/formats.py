@@ -20,7 +20,10 @@ from numpy._core.multiarray import _reconstruct
 from numpy.typing import NDArray
 
 from scl_ray.config import DatasetConfig, InputError
+from scl_ray.datasets.files import ImageFiles
 from scl_ray.datasets.splits import stratified_order
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 DIGITS_TEST_IMAGES = 360
 
@@ -30,12 +33,13 @@ class Source:
     """A dataset as it is stored: images uint8 (N, C, h, w) with C 1 or 3, labels int64 (N,), test masks (N, h, w)."""
 
     classes: tuple[str, ...]
-    train_images: NDArray[np.uint8]
+    train_images: NDArray[np.uint8] | ImageFiles
     train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
+    test_images: NDArray[np.uint8] | ImageFiles
     test_labels: NDArray[np.int64]
     test_masks: NDArray[np.bool_] | None = None
     fingerprint: str | None = None  # where the content's hash is known without the arrays
+    statistics: Statistics | None = None  # mean and standard deviation by channel, where they are agreed on
 
 
 def digits(config: DatasetConfig) -> Source:

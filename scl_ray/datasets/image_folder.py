@@ -3,73 +3,67 @@
 For networks that are trained already, ``<class>/`` may stand there directly: then all are test images.
 """
 
-import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from scl_ray.config import DatasetConfig, InputError
+from scl_ray.datasets.files import ImageFiles, content_hash, filled_images_in, folders_in, images_in, loaded, opened
 from scl_ray.datasets.formats import Source
 
 DEFAULT_IMAGE_SIZE = 224
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"}
+IN_MEMORY = 4 * 2**30  # bytes of pixels, beyond which images stay in their files
 
 
 def read(config: DatasetConfig) -> Source:
     """Every image, squeezed to a square of ``config.image_size`` (default 224) pixels: nothing is cropped away.
 
     Classes are the sub-folders of ``test/`` in the order of their names; images stand in the order of their paths.
-    Where ``masks/`` exists, every test image has one, of its own size, non-zero on the object.
+    Where ``masks/`` exists, every test image has one, of its own size, non-zero on the object. Images that would take
+    more than 4 GiB in memory stay in their files; what is made of them is the same.
     """
     root = _root(config)
     size = config.image_size or DEFAULT_IMAGE_SIZE
     files = _files(root)
     classes = tuple(files["test"])
-    paths = {split: [path for label in classes for path in files[split].get(label, [])] for split in files}
     labels = {
         split: np.repeat(np.arange(len(classes)), [len(files[split].get(label, [])) for label in classes])
         for split in ("train", "test")
     }
+    images = {split: _image_files(root, files[split], classes, size) for split in ("train", "test")}
+    masks = [path for label in classes for path in files["masks"].get(label, [])]
+    is_small = sum(int(np.prod(images[split].shape)) for split in images) <= IN_MEMORY
     return Source(
         classes=classes,
-        train_images=_images_of(paths["train"], size),
+        train_images=images["train"][:] if is_small else images["train"],
         train_labels=labels["train"],
-        test_images=_images_of(paths["test"], size),
+        test_images=images["test"][:] if is_small else images["test"],
         test_labels=labels["test"],
-        test_masks=np.stack([_mask(path, size) for path in paths["masks"]]) if paths["masks"] else None,
-        fingerprint=fingerprint(config),
+        test_masks=np.stack([_mask(path, size) for path in masks]) if masks else None,
+        fingerprint=_fingerprint(root, files),
     )
 
 
 def fingerprint(config: DatasetConfig) -> str:
-    """SHA-256 over the files' relative paths and bytes, masks included.
-
-    Kept in ``~/.cache/scl_ray`` (``$XDG_CACHE_HOME``) under the files' paths, sizes and times of change, so that an
-    unchanged folder is read once.
-    """
+    """SHA-256 (hex) over the files' relative paths and bytes, masks included; see `files.content_hash`."""
     root = _root(config)
-    paths = [path for split in _files(root).values() for group in split.values() for path in group]
-    stats = [(path, path.stat()) for path in paths]
-    listing = "\n".join(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}" for path, stat in stats)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scl_ray" / "fingerprints"
-    record = cache / hashlib.sha256(listing.encode()).hexdigest()
-    if record.is_file():
-        return record.read_text()
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
-        digest.update(path.read_bytes())
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = record.with_name(f"{record.name}.{os.getpid()}.partial")
-        partial.write_text(digest.hexdigest())
-        partial.replace(record)
-    except OSError:
-        pass  # a home that cannot be written costs reading the files again, nothing else
-    return digest.hexdigest()
+    return _fingerprint(root, _files(root))
+
+
+def _fingerprint(root: Path, files: dict[str, dict[str, list[Path]]]) -> str:
+    return content_hash(root, [path for split in files.values() for group in split.values() for path in group])
+
+
+def squeezed(picture: Image.Image, side: int) -> Image.Image:
+    """The whole picture as a square, by Pillow's bilinear filter, which is antialiased."""
+    return picture.resize((side, side), Image.Resampling.BILINEAR)
+
+
+def _image_files(root: Path, split: dict[str, list[Path]], classes: tuple[str, ...], size: int) -> ImageFiles:
+    names = tuple(path.relative_to(root).as_posix() for label in classes for path in split.get(label, []))
+    return ImageFiles(root, names, size, squeezed, is_cut_when_read=False)
 
 
 def _root(config: DatasetConfig) -> Path:
@@ -87,13 +81,8 @@ def _files(root: Path) -> dict[str, dict[str, list[Path]]]:
             missing = place if root.is_dir() else root
             raise InputError(f"{missing}: is no folder; set dataset.root to a folder that holds train/ and test/ with "
                              "a folder per class, or, where nothing is trained, those folders alone")  # fmt: skip
-        found[split] = {folder.name: _images(folder) for folder in _folders(place)}
-        if alone:
-            found[split].pop("masks", None)
-        for label, paths in found[split].items():
-            if not paths:
-                known = ", ".join(sorted(_SUFFIXES))
-                raise InputError(f"{place / label}: holds zero images; add some ({known})")
+        classes = [folder for folder in folders_in(place) if not (alone and folder.name == "masks")]
+        found[split] = {folder.name: filled_images_in(folder) for folder in classes}
     if not alone:
         _check_same_classes(root, found)
     found["masks"] = {}
@@ -121,40 +110,12 @@ def _is_of_classes(root: Path) -> bool:
     """Whether the classes' folders stand in *root* itself, so that there are test images alone."""
     if not root.is_dir() or any((root / split).is_dir() for split in ("train", "test")):
         return False
-    return any(_images(folder) for folder in _folders(root))
-
-
-def _folders(split: Path) -> list[Path]:
-    return sorted(folder for folder in split.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-
-
-def _images(folder: Path) -> list[Path]:
-    # Names decide the order, on every file system.
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
-
-
-def _images_of(paths: list[Path], size: int) -> NDArray[np.uint8]:
-    return np.stack([_image(path, size) for path in paths]) if paths else np.empty((0, 3, size, size), np.uint8)
-
-
-def _image(path: Path, size: int) -> NDArray[np.uint8]:
-    with _opened(path) as image:
-        # Pillow's bilinear filter is antialiased.
-        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    return any(images_in(folder) for folder in folders_in(root))
 
 
 def _mask(path: Path, size: int) -> NDArray[np.bool_]:
-    with _opened(path) as image:
-        # Without an alpha channel, which is non-zero everywhere; palettes count by index, as in segmentation sets.
-        values = np.asarray(image if image.mode in ("1", "L", "P", "I", "I;16", "F") else image.convert("RGB"))
-        inside = values.any(axis=-1) if values.ndim == 3 else values != 0
-        return np.asarray(Image.fromarray(inside).resize((size, size), Image.Resampling.NEAREST), np.bool_)
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error}); replace or remove it") from error
-    return image
+    image = loaded(opened(path), path)
+    # Without an alpha channel, which is non-zero everywhere; palettes count by index, as in segmentation sets.
+    values = np.asarray(image if image.mode in ("1", "L", "P", "I", "I;16", "F") else image.convert("RGB"))
+    inside = values.any(axis=-1) if values.ndim == 3 else values != 0
+    return np.asarray(Image.fromarray(inside).resize((size, size), Image.Resampling.NEAREST), np.bool_)

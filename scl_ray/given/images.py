@@ -10,6 +10,7 @@ from torch import Tensor
 from scl_ray import datasets
 from scl_ray.config import DatasetConfig, InputError
 from scl_ray.datasets import Dataset, Images
+from scl_ray.datasets.files import ImageFiles
 from scl_ray.evaluation import REFERENCE
 
 
@@ -57,7 +58,7 @@ def normalised(images: Images, mean: Sequence[float], std: Sequence[float]) -> T
     return (torch.tensor(images).float() / 255 - centre) / scale
 
 
-def _grey(images: Images, name: str) -> Images:
-    if (images != images[:, :1]).any():
+def _grey(images: Images | ImageFiles, name: str) -> Images:
+    if isinstance(images, ImageFiles) or (images != images[:, :1]).any():
         raise InputError(f"--mean: one value is for grey images, and those of {name} are coloured; give three values")
     return images[:, :1]
