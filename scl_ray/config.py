@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import (
@@ -69,6 +69,16 @@ class Training(Settings):
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     augmentation: str = "crop_flip"
     precision: Literal["float32", "bfloat16"] = "float32"
+    workers: Annotated[int, Field(ge=1)] = 1  # how many slots train one trial together, each its share of every batch
+
+    @field_validator("workers")
+    @classmethod
+    def _share(cls, workers: int, info: ValidationInfo) -> int:
+        batch_size = info.data.get("batch_size", workers)
+        if batch_size % workers:
+            raise ValueError(f"{workers} workers cannot share a batch of {batch_size} images equally; give a divisor "
+                             "of batch_size, which is the batch of all workers together")  # fmt: skip
+        return workers
 
     @field_validator("augmentation")
     @classmethod
@@ -204,7 +214,7 @@ class Trial(Settings):
             "objective": self.objective.model_dump(mode="json", exclude_defaults=True, exclude={"training"}),
             "backbone": self.backbone,
             "seed": self.seed,
-            "training": self.training.model_dump(mode="json", exclude_defaults=True),
+            "training": self.training.model_dump(mode="json", exclude_defaults=True, exclude={"workers"}),
             "code": {name: plugins.source_hash(name) for name in named if plugins.is_plugin(name)},
         })  # fmt: skip
 
@@ -225,7 +235,7 @@ class Trial(Settings):
 
     def configuration(self) -> dict[str, Any]:
         """What the trial's record says of it."""
-        return self.model_dump(mode="json", exclude={"objective": {"training"}})
+        return self.model_dump(mode="json", exclude={"objective": {"training"}, "training": {"workers"}})
 
 
 class Grid(Settings):
@@ -324,6 +334,15 @@ class Resources(Settings):
     evaluate: EvaluationSlot = EvaluationSlot(gpus=0.5)
 
 
+class EarlyStopping(Settings):
+    """Asynchronous successive halving, ASHA (Li et al. 2020): at the share ``grace_period`` of its epochs, and at
+    ``reduction_factor`` times that, and so on, a trial goes on when it is among the best 1 / ``reduction_factor`` of
+    those that came so far."""
+
+    grace_period: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
@@ -334,6 +353,7 @@ class Sweep(Settings):
     dataset: DatasetConfig
     grid: Grid
     training: Training = Training()
+    early_stopping: EarlyStopping | None = None
     evaluation: Evaluation
     resources: Resources = Resources()
 
@@ -512,7 +532,8 @@ def _keys(model: Any, loc: Iterable[int | str]) -> Iterable[str]:
         if part in _OBJECTIVES:
             model = _OBJECTIVES[str(part)]
         elif isinstance(part, str) and part != "objective":
-            model = model.model_fields[part].annotation
+            annotation = model.model_fields[part].annotation
+            model = next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
     return list(model.model_fields)
 
 

@@ -1,4 +1,4 @@
-"""Train one trial: the loop, resumable after any epoch."""
+"""Train one trial: the loop, resumable after any epoch, for one process or several that train it together."""
 
 import math
 import time
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scl_ray import backbones, objectives, readout
+from scl_ray import backbones, distributed, early_stopping, objectives, readout
 from scl_ray.augment import AUGMENTATIONS
 from scl_ray.config import Training, Trial
 from scl_ray.datasets import Dataset
-from scl_ray.feed import Feed, Pixels, in_order
+from scl_ray.feed import Feed, Pixels, in_order, on_device
 
 TRAINING_VERSION = 2
 
@@ -40,20 +40,32 @@ class Network(nn.Module):
 
 
 def fit(
-    dataset: Dataset, trial: Trial, *, device: str | torch.device = "cpu", state: State | None = None
+    dataset: Dataset,
+    trial: Trial,
+    *,
+    device: str | torch.device = "cpu",
+    state: State | None = None,
+    comparable: bool = False,
 ) -> Iterator[tuple[dict[str, float], State]]:
     """Train *trial* on *dataset*; after each epoch yield its metrics and all that resuming needs.
 
     Metrics: ``epoch`` (from 1), ``loss`` (mean over the epoch), ``learning_rate`` (of its last step), ``seconds``,
-    ``images_per_second`` (training images, however many views), and ``validation_accuracy`` where the objective
-    trains a classifier. *state* is an earlier yield's, saved by ``torch.save`` and loadable with ``weights_only=True``;
-    a resumed run goes on as the uninterrupted one would, bit for bit on the CPU.
+    ``images_per_second`` (training images, however many views), ``validation_accuracy`` where the objective trains a
+    classifier and, when *comparable*, ``validation_prototype_accuracy``, which means the same for every objective.
+    *state* is an earlier yield's, saved by ``torch.save`` and loadable with ``weights_only=True``; a resumed run goes
+    on as the uninterrupted one would, bit for bit on the CPU.
+
+    Called in every process of a torch.distributed group, the processes train the trial together, each on its share of
+    every batch, as one alone would but for rounding (and for what the network itself draws, such as dropout). Only the
+    first one measures and yields a state; a state does not tell how many there were.
 
     Raises Diverged when the loss is not finite.
     """
     device = torch.device(device)
     training = trial.training
+    rank, workers = distributed.rank_and_workers()
     network, objective = build(dataset, trial, device)
+    trained = network if workers == 1 else distributed.shared(network, device)
     optimizer = _optimizer(network, training)
     first = 1
     if state is not None:
@@ -67,6 +79,8 @@ def fit(
         batch_size=training.batch_size,
         views=objective.views,
         augmentation=AUGMENTATIONS[training.augmentation],
+        rank=rank,
+        workers=workers,
     )
     steps = feed.steps
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
@@ -76,14 +90,15 @@ def fit(
         started = time.perf_counter()
         network.train()
         losses = torch.empty(steps, device=device)
-        with _randomness(trial.seed, epoch, device) as generator:
+        with _randomness(trial.seed, epoch, device, rank) as generator:
             for step, (views, labels) in enumerate(feed.epoch(generator)):
                 rate = learning_rate(training, (epoch - 1) * steps + step, steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 with autocast:
-                    outputs = network(views)
-                loss = objective.loss(outputs.float(), labels)
+                    outputs = trained(views)
+                outputs = distributed.whole(outputs.float(), objective.views)
+                loss = objective.loss(outputs, distributed.whole(labels, objective.views))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -99,11 +114,28 @@ def fit(
             "learning_rate": rate,
             "images_per_second": steps * feed.batch_size / seconds,
         }
-        if objective.acts_on == "logits":
-            scores = network.head(features(network.backbone, dataset, "validation", device))
-            metrics["validation_accuracy"] = readout.accuracy(scores.argmax(dim=1), dataset.validation_labels)
+        if rank == 0:
+            metrics |= _validation(network, objective, dataset, device, comparable)
         metrics["seconds"] = time.perf_counter() - started
-        yield metrics, _snapshot({"epoch": epoch, "network": network.state_dict(), "optimizer": optimizer.state_dict()})
+        reached = {"epoch": epoch, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
+        yield metrics, _snapshot(reached) if rank == 0 else {}
+
+
+def _validation(
+    network: Network, objective: objectives.Objective, dataset: Dataset, device: torch.device, comparable: bool
+) -> dict[str, float]:
+    """The metrics of an epoch that validation images give."""
+    is_classifier = objective.acts_on == "logits"
+    if not (is_classifier or comparable):
+        return {}
+    metrics = {}
+    found, labels = features(network.backbone, dataset, "validation", device), dataset.validation_labels
+    if is_classifier:
+        metrics["validation_accuracy"] = readout.accuracy(network.head(found).argmax(dim=1), labels)
+    if comparable:
+        classes = len(dataset.classes)
+        metrics[early_stopping.MEASURE] = early_stopping.prototype_accuracy(found, on_device(labels, device), classes)
+    return metrics
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
@@ -134,16 +166,20 @@ def _optimizer(network: Network, training: Training) -> torch.optim.Optimizer:
 
 
 @contextmanager
-def _randomness(seed: int, epoch: int, device: torch.device) -> Iterator[torch.Generator]:
+def _randomness(seed: int, epoch: int, device: torch.device, rank: int = 0) -> Iterator[torch.Generator]:
     """Random numbers that the trial's seed and the epoch alone decide, so that no state of theirs need be saved.
 
-    Yields a generator on the CPU; whoever draws from torch's global one (dropout, some losses) is seeded too. The
-    caller's own random state is as before afterwards.
+    Yields a generator on the CPU, the same on every worker; whoever draws from torch's global one (dropout, some
+    losses) is seeded too, on each worker differently, as their images differ. The caller's own random state is as
+    before afterwards.
     """
-    number = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    number, own = (
+        int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        for entropy in ([seed, epoch], [seed, epoch, rank] if rank else [seed, epoch])
+    )
     deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), deterministic:
-        torch.manual_seed(number)
+        torch.manual_seed(own)
         yield torch.Generator().manual_seed(number)
 
 
