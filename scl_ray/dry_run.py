@@ -28,16 +28,20 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
 
     Writes nothing. Without the dataset it still counts; what is done cannot be told then.
     """
-    slots = plan.local_slots(sweep.resources.train)
     trials, grid = sweep.trials(), sweep.grid
+    try:
+        slots = plan.local_slots(sweep.resources.train)
+        machine = f"on {slots} slots of this machine's CPU"
+    except InputError:  # it is to run elsewhere
+        slots, machine = 1, "on one slot of this machine's CPU, too small to run it"
     console.print(f"sweep {sweep.name}: {len(trials)} trials = {len(grid.objective)} objectives x "
                   f"{len(grid.backbone)} backbones x {len(grid.seed)} seeds")  # fmt: skip
     try:
         dataset = datasets.load(sweep.dataset.model_copy(update={"download": False}))
     except InputError as error:
         console.print(f"{error}; so what is already done cannot be told, and all is counted as still to do")
-        cells, not_cells = plan.cells_of(sweep, has_masks=False)
         info = datasets.INFO.get(sweep.dataset.name)
+        cells, not_cells = plan.cells_of(sweep, has_masks=info is not None and info.has_masks)
         if info is None:
             console.print(f"to train: {len(trials)} trials, {sum(t.training.epochs for t in trials):,} epochs")
             console.print(f"to evaluate: {len(cells)} cells a trial; without its images the cost cannot be told")
@@ -73,9 +77,9 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
                   f"{passes.total():,} forward passes (a backward pass counts as two)")  # fmt: skip
     if todo.train or todo.shards:
         seconds, operations = _cost(_training_passes(todo, train_images, classes) + passes, size)
-        console.print(f"estimate: about {duration(seconds / slots)} on {slots} slots of this machine's CPU (a forward "
-                      f"pass of each backbone was timed just now), or {operations / GPU_FLOPS / 3600:.2g} GPU-hours at "
-                      f"an assumed {GPU_FLOPS / 1e12:g} TFLOP/s")  # fmt: skip
+        console.print(f"estimate: about {duration(seconds / slots)} {machine} (a forward pass of each backbone was "
+                      f"timed just now), or {operations / GPU_FLOPS / 3600:.2g} GPU-hours at an assumed "
+                      f"{GPU_FLOPS / 1e12:g} TFLOP/s")  # fmt: skip
     console.print("nothing was written")
 
 

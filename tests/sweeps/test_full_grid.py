@@ -137,6 +137,17 @@ def test_a_dry_run_needs_no_data(tmp_path: Path, run: Run) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_of_what_this_machine_is_too_small_for(tmp_path: Path, run: Run) -> None:
+    recipe = ROOT / "sweeps" / "paper_imagenet_s50.yaml"
+    done = run("--config", recipe, "--set=resources.train.cpus=4096", f"--set=dataset.root={tmp_path}", "--dry-run")
+    assert done.code == 0, done.error
+    assert "15 trials" in done.out
+    assert "to train: 15 trials, 2,400 epochs of 57,988 images" in done.out
+    assert "x pointing_game" not in done.out  # its masks are known to be there
+    assert "too small to run it" in done.out
+    assert "GPU-hours" in done.out
+
+
 def test_a_dry_run_counts_trials_of_a_folder_that_is_not_there(tmp_path: Path, run: Run) -> None:
     folder = f"dataset={{name: image_folder, root: {tmp_path / 'nowhere'}}}"
     done = run(*small(folder), "--out", tmp_path / "runs", "--dry-run")
