@@ -16,20 +16,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets as published
-from PIL import Image
+from refusal import refused
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
 from scl_ray import datasets
-from scl_ray.config import DatasetConfig, InputError
-from scl_ray.datasets.splits import stratified_order
+from scl_ray.config import DatasetConfig
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -46,14 +40,6 @@ def served(tmp_path) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
-
-
-def refused(config: DatasetConfig) -> str:
-    with pytest.raises(InputError) as error:
-        datasets.load(config)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 class TestDigits:
@@ -103,16 +89,6 @@ class TestDigits:
         assert info.image_size == dataset.image_size
         assert info.test_images == len(dataset.test_labels)
         assert info.train_images == len(dataset.train_labels) + len(dataset.validation_labels)
-
-
-def test_every_prefix_of_the_evaluation_order_is_stratified():
-    labels = np.random.RandomState(1).choice(4, size=500, p=[0.6, 0.25, 0.1, 0.05])
-    order = stratified_order(labels)
-    assert sorted(order) == list(range(500))
-    share = np.bincount(labels) / 500
-    for length in range(1, 501):
-        assert np.abs(np.bincount(labels[order[:length]], minlength=4) - share * length).max() < 1 + 1e-9
-    assert np.array_equal(order, stratified_order(labels))
 
 
 class Python2Pickler(pickle._Pickler):
@@ -274,171 +250,3 @@ def test_a_missing_dataset_is_one_sentence_with_place_and_fix(tmp_path, monkeypa
     assert "dataset.download" in message
     monkeypatch.chdir(tmp_path)
     assert str(tmp_path / "data") in refused(DatasetConfig(name=name))
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """Digits as pictures of several sizes and formats, with masks of the ink."""
-    root = tmp_path / "pictures"
-    images, labels = load_digits(return_X_y=True)
-    for number in range(60):
-        split, label = ("train", "test")[number % 4 == 0], ("zero", "one", "two")[labels[number] % 3]
-        ink = np.round(images[number].reshape(8, 8) * 255 / 16).astype(np.uint8)
-        picture = Image.fromarray(ink).resize((40 + number % 5, 56), Image.Resampling.BICUBIC)
-        suffix = "png" if number % 2 else "jpg"
-        for place, image in (
-            (split, picture),
-            *([("masks", picture.point(lambda v: v > 128))] if split == "test" else []),
-        ):
-            path = root / place / label / f"{number:03d}.{'png' if place == 'masks' else suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path)
-    return root
-
-
-def folder_config(root: Path, **settings) -> DatasetConfig:
-    return DatasetConfig(name="image_folder", root=str(root), **settings)
-
-
-class TestImageFolder:
-    def test_reads_images_of_any_size_in_the_order_of_their_names(self, folder):
-        dataset = datasets.load(folder_config(folder, image_size=48))
-        assert dataset.classes == ("one", "two", "zero")
-        assert dataset.test_images.shape == (15, 3, 48, 48)
-        paths = [path for label in dataset.classes for path in sorted((folder / "test" / label).iterdir())]
-        for image, label, mask, path in zip(
-            dataset.test_images, dataset.test_labels, dataset.test_masks, paths, strict=True
-        ):
-            assert dataset.classes[label] == path.parent.name
-            picture = Image.open(path).convert("RGB").resize((48, 48), Image.Resampling.BILINEAR)
-            assert np.array_equal(image, np.asarray(picture).transpose(2, 0, 1))
-            assert (image[0][mask] > 64).mean() > 0.95  # the mask is on the ink
-        assert datasets.load(folder_config(folder)).image_size == 224
-
-    def test_without_masks_there_are_none(self, folder):
-        for path in sorted((folder / "masks").rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
-        (folder / "masks").rmdir()
-        assert datasets.load(folder_config(folder, image_size=16)).test_masks is None
-
-    def test_masks_count_by_colour_or_by_index_but_not_by_transparency(self, folder):
-        coloured = Image.new("RGBA", (48, 48), (0, 0, 0, 255))
-        coloured.paste((0, 0, 9, 255), (0, 0, 24, 48))
-        indexed = Image.new("P", (48, 48), 0)
-        indexed.putpalette([0, 0, 0] * 256)
-        indexed.paste(7, (0, 0, 24, 48))
-        first, second = sorted((folder / "masks" / "one").iterdir())[:2]
-        coloured.save(first)
-        indexed.save(second)
-        masks = datasets.load(folder_config(folder, image_size=48)).test_masks
-        expected = np.zeros((48, 48), bool)
-        expected[:, :24] = True
-        assert np.array_equal(masks[0], expected)
-        assert np.array_equal(masks[1], expected)
-
-    def test_fingerprint_follows_the_content_and_not_the_place(self, folder, tmp_path):
-        before = datasets.fingerprint(folder_config(folder))
-        assert datasets.load(folder_config(folder, image_size=16)).fingerprint == before
-        moved = folder.rename(tmp_path / "moved")
-        assert datasets.fingerprint(folder_config(moved)) == before
-        next((moved / "masks" / "one").iterdir()).write_bytes(b"something else")
-        assert datasets.fingerprint(folder_config(moved)) != before
-
-    def test_fingerprint_of_an_unchanged_folder_is_not_computed_again(self, folder, tmp_path):
-        before = datasets.fingerprint(folder_config(folder))
-        (record,) = (tmp_path / "cache" / "scl_ray" / "fingerprints").iterdir()
-        assert record.read_text() == before
-        record.write_text("kept")
-        assert datasets.fingerprint(folder_config(folder)) == "kept"
-        (folder / "train" / "one" / "new.png").write_bytes(next((folder / "train" / "one").glob("*.png")).read_bytes())
-        assert datasets.fingerprint(folder_config(folder)) not in ("kept", before)
-
-    def test_a_home_that_cannot_be_written_costs_nothing_but_time(self, folder, tmp_path, monkeypatch):
-        before = datasets.fingerprint(folder_config(folder))
-        (tmp_path / "file").touch()
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        assert datasets.fingerprint(folder_config(folder)) == before
-
-    def test_a_class_missing_in_test_is_refused(self, folder):
-        for path in (folder / "test" / "two").iterdir():
-            path.unlink()
-        (folder / "test" / "two").rmdir()
-        message = refused(folder_config(folder))
-        assert "'two'" in message
-        assert str(folder / "test") in message
-
-    def test_an_empty_class_is_refused(self, folder):
-        for path in (folder / "test" / "two").iterdir():
-            path.unlink()
-        assert "zero images" in refused(folder_config(folder))
-
-    def test_a_folder_without_any_image_is_refused(self, tmp_path):
-        for split in ("train", "test"):
-            (tmp_path / "empty" / split).mkdir(parents=True)
-        assert "zero images" in refused(folder_config(tmp_path / "empty"))
-
-    @pytest.mark.parametrize("place", ["train", "masks"])
-    def test_an_unreadable_image_is_named(self, folder, place):
-        path = sorted((folder / place / "one").iterdir())[1]
-        path.write_bytes(path.read_bytes()[:40])
-        assert str(path) in refused(folder_config(folder))
-
-    def test_a_missing_mask_is_named(self, folder):
-        path = next((folder / "masks" / "one").iterdir())
-        path.unlink()
-        assert str(path) in refused(folder_config(folder))
-
-    def test_a_missing_folder_is_named(self, tmp_path):
-        assert str(tmp_path / "train") in refused(folder_config(tmp_path))
-        assert "dataset.root" in refused(DatasetConfig(name="image_folder"))
-
-    def test_too_few_images_to_validate_on_are_refused(self, folder):
-        assert "dataset.validation" in refused(folder_config(folder, validation=0.001, image_size=8))
-
-
-USER = """
-import numpy as np
-
-def arrays(root=None):
-    labels = np.arange(40) % 4
-    images = np.repeat(labels[:, None, None, None], 12 * 12, axis=1).reshape(40, 1, 12, 12).astype(np.uint8)
-    made = dict(train_images=images, train_labels=labels, test_images=images[:8], test_labels=labels[:8])
-    {change}
-    return made
-"""
-
-
-class TestUsersOwn:
-    def written(self, tmp_path, monkeypatch, change="pass") -> DatasetConfig:
-        name = f"own_dataset_{md5(str(tmp_path).encode()).hexdigest()[:8]}"
-        (tmp_path / f"{name}.py").write_text(USER.replace("{change}", change))
-        monkeypatch.syspath_prepend(tmp_path)
-        return DatasetConfig(name=f"{name}:arrays")
-
-    def test_arrays_become_a_dataset(self, tmp_path, monkeypatch):
-        dataset = datasets.load(self.written(tmp_path, monkeypatch))
-        assert dataset.test_images.shape == (8, 3, 12, 12)
-        assert dataset.classes == ("0", "1", "2", "3")
-        assert np.array_equal(dataset.test_images[:, 2, 5, 5], dataset.test_labels)
-
-    def test_root_is_passed_on(self, tmp_path, monkeypatch):
-        config = self.written(tmp_path, monkeypatch, "made['classes'] = list(root)")
-        assert datasets.load(config.model_copy(update={"root": "wxyz"})).classes == ("w", "x", "y", "z")
-
-    @pytest.mark.parametrize(
-        ("change", "said"),
-        [
-            ("made = [1]", "must return a mapping"),
-            ("del made['test_labels']", "must return a mapping"),
-            ("made['extra'] = 1", "must return a mapping"),
-            ("made['train_images'] = images / 255", "train_images is float64"),
-            ("made['test_images'] = images[:0]; made['test_labels'] = labels[:0]", "zero images"),
-            ("made['test_labels'] = labels[:7]", "test_labels"),
-            ("made['train_labels'] = labels - 1", "train_labels"),
-            ("made['classes'] = ['a']", "names 1 classes"),
-            ("made['classes'] = list('abcde')", "no training image of the class 'e'"),
-            ("made['test_masks'] = images[:7, 0]", "test_masks"),
-        ],
-    )
-    def test_anything_else_is_refused(self, tmp_path, monkeypatch, change, said):
-        assert said in refused(self.written(tmp_path, monkeypatch, change))
