@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,8 +103,8 @@ class Dataset:
 def load(config: DatasetConfig, *, to_train: bool = True) -> Dataset:
     """The dataset that *config* names, resized to ``config.image_size`` (default: the dataset's own size).
 
-    Unless it is *to_train*, training and validation images may be none. Raises InputError when it is missing, empty or
-    inconsistent.
+    Unless it is *to_train*, training and validation images may be none. Images that stay in their files are all decoded
+    once, and when they change. Raises InputError when something is missing, empty, broken or inconsistent.
     """
     source = _read(config)
     if to_train and len(source.train_labels) == 0:
@@ -124,8 +125,12 @@ def load(config: DatasetConfig, *, to_train: bool = True) -> Dataset:
             f"dataset.validation {config.validation}; give more images"
         )
     validation, kept = np.sort(order[:held_out]), np.sort(order[held_out:])
-    train, validation_images = _of(train, kept), _of(train, validation)
     content = source.fingerprint or _content_hash(source)
+    for split, used in (("train", train if to_train else None), ("test", test)):
+        if isinstance(used, ImageFiles):
+            # Found out after hours of training, a broken file would cost them.
+            remembered("readable", f"{content} {split}", partial(_check, used))
+    train, validation_images = _of(train, kept), _of(train, validation)
     mean, std = source.statistics or _statistics(train, f"{content} {size} {config.validation}")
     return Dataset(
         name=config.name,
@@ -156,6 +161,11 @@ def fingerprint(config: DatasetConfig) -> str:
 
 def _read(config: DatasetConfig) -> Source:
     return user.read(config) if plugins.is_plugin(config.name) else DATASETS[config.name](config)
+
+
+def _check(images: ImageFiles) -> str:
+    images.check()
+    return "yes"
 
 
 def _of(images: Images | ImageFiles, indices: NDArray[np.int64]) -> Images | ImageFiles:

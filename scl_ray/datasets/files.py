@@ -60,6 +60,17 @@ class ImageFiles:
         """Some of the images; none is decoded."""
         return replace(self, names=tuple(self.names[index] for index in indices))
 
+    def check(self) -> None:
+        """Decode every file once. Raises InputError for the first that cannot be read."""
+
+        def check(names: tuple[str, ...]) -> None:
+            for path in (self.root / name for name in names):
+                loaded(opened(path), path)
+
+        groups = (self.names[first : first + AT_ONCE] for first in range(0, len(self), AT_ONCE))
+        with ThreadPoolExecutor(threads()) as pool:
+            list(pool.map(check, groups))
+
     def decode(self, indices: Sequence[int] | NDArray[np.int64], into: NDArray[np.uint8]) -> None:
         """Write the squares of n images *into* (V, n, S, S, 3): the same in each of V views."""
         for place, index in enumerate(indices):
