@@ -339,6 +339,8 @@ class EarlyStopping(Settings):
     ``reduction_factor`` times that, and so on, a trial goes on when it is among the best 1 / ``reduction_factor`` of
     those that came so far."""
 
+    MEASURE: ClassVar = "validation_prototype_accuracy"  # by which they are compared; see early_stopping.py
+
     grace_period: Annotated[float, Field(gt=0, lt=1)] = 0.1
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
 

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MEASURE = "validation_prototype_accuracy"
-
 
 @torch.no_grad()
 def prototype_accuracy(features: Tensor, labels: Tensor, classes: int) -> float:

@@ -80,7 +80,8 @@ def finish(
         report.build(out, plan.sweep.name)
     if is_logged:
         is_logged = _log(plan, results, out, uri, failures, console)
-    _summarise(plan, out, failures, console)
+    stopped = {trial: record["reason"] for trial, record in results.records.items() if record["status"] == "stopped"}
+    _summarise(plan, out, stopped, failures, console)
     if not is_logged:
         console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
     return 1 if failures else 0
@@ -109,9 +110,11 @@ def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str
     return True
 
 
-def _summarise(plan: Plan, out: str, failures: Mapping[str, str], console: Console) -> None:
-    """Print the table, what failed, and where everything is."""
+def _summarise(plan: Plan, out: str, stopped: Mapping[str, str], failures: Mapping[str, str], console: Console) -> None:
+    """Print the table, what was stopped, what failed, and where everything is."""
     console.print(report.summary_table(out, plan.sweep.name))
+    for trial, reason in stopped.items():
+        console.print(f"stopped {plan.trials[trial].label} ({trial}): {reason}")
     for trial, reason in failures.items():
         console.print(f"failed  {plan.trials[trial].label} ({trial}): {reason}", style="red")
     for what, where in (

@@ -122,8 +122,9 @@ def log_sweep(
     *records* are the trials' records; *means_by_trial* holds, for each trial whose evaluation is complete,
     ``<facet>/<metric>/<method>`` to the mean over correctly classified images (None where undefined).
     *report_folder* (a folder or fsspec URI) and *resolved_config* become artifacts of the parent run. *status* is the
-    sweep's: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``; a trial that is neither failed nor evaluated has it
-    too. Raises TrackingError when MLflow is away, InputError when the experiment was deleted in MLflow.
+    sweep's: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``; a trial that is neither failed, stopped early (then
+    it is ``KILLED``) nor evaluated has it too. Raises TrackingError when MLflow is away, InputError when the experiment
+    was deleted in MLflow.
     """
     trials = [_trial(record, means_by_trial.get(record["trial"]), status) for record in records]
     artifacts = _files(report_folder)
@@ -157,6 +158,8 @@ def _trial(record: Record, means: Means | None, sweep_status: str) -> _Entry:
     status = sweep_status
     if record.get("status") == "failed":
         status = "FAILED"
+    elif record.get("status") == "stopped":
+        status = "KILLED"
     elif record.get("status") == "trained" and means is not None:
         status = "FINISHED"
     metrics = {**record.get("metrics", {}), **(means or {})}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scl_ray import backbones, distributed, early_stopping, objectives, readout
 from scl_ray.augment import AUGMENTATIONS
-from scl_ray.config import Training, Trial
+from scl_ray.config import EarlyStopping, Training, Trial
 from scl_ray.datasets import Dataset
 from scl_ray.feed import Feed, Pixels, in_order, on_device
 
@@ -134,7 +134,7 @@ def _validation(
         metrics["validation_accuracy"] = readout.accuracy(network.head(found).argmax(dim=1), labels)
     if comparable:
         classes = len(dataset.classes)
-        metrics[early_stopping.MEASURE] = early_stopping.prototype_accuracy(found, on_device(labels, device), classes)
+        metrics[EarlyStopping.MEASURE] = early_stopping.prototype_accuracy(found, on_device(labels, device), classes)
     return metrics
 
 

@@ -1,16 +1,22 @@
 """The coordinator of one trial: a Tune trainable that holds no slot.
 
-It starts the trial's training and the shards of its evaluation as remote tasks, starts again what a lost machine took
-with it, and tells Tune how far it is. It imports no torch: there are a few more coordinators than slots.
+It starts the trial's training and the shards of its evaluation as remote tasks, each when it is permitted, starts again
+what a lost machine took with it, and tells Tune how far it is. Unless its trial is trained by a group of workers it
+imports no torch: there are a few more coordinators than slots.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray import tune
 
+from scl_ray.cluster import permits as permitting
 from scl_ray.cluster import tasks
+from scl_ray.cluster.failures import Failed, Lost, told_apart
+from scl_ray.config import EarlyStopping
 from scl_ray.plan import Plan
 from scl_ray.store import Shard, Store
 
@@ -22,16 +28,35 @@ _evaluate = ray.remote(tasks.evaluate)
 
 def coordinate(
     config: Mapping[str, str], plan: Plan, store: Store, dataset: list[ray.ObjectRef], sources: Mapping[str, str],
-    train_options: Mapping[str, Any], evaluate_options: Mapping[str, Any], memory: float | None,
+    train_options: Mapping[str, Any], evaluate_options: Mapping[str, Any], memory: float | None, permits: Any,
+    scratch: Mapping[str, Any], stopping: EarlyStopping | None,
 ) -> None:  # fmt: skip
-    """Bring one trial from what the store holds to what the plan wants. *memory*: GiB that a shard may take."""
+    """Bring one trial from what the store holds to what the plan wants.
+
+    *memory*: GiB that a shard may take. *permits*: the actor that says when work may be given to the cluster.
+    *scratch*: where Ray's libraries keep their own state. *stopping*: how Tune stops trials early, if it does.
+    """
     trial_id = config["trial"]
     trial = plan.trials[trial_id]
     about = plan.trial_record(trial)
+    # A first coordinator of this trial may have been lost with permits in its hands.
+    ray.get(permits.forget.remote(trial_id))
 
-    def train() -> Any:
-        start = _train.options(**train_options, num_returns="streaming")
-        return start.remote(store, trial_id, trial, about, dataset[0], sources, train_options["num_cpus"])
+    def train() -> Generator[dict[str, Any]]:
+        work = {
+            "store": store, "trial_id": trial_id, "trial": trial, "about": about, "sources": sources,
+            "threads": train_options["num_cpus"], "comparable": stopping is not None,
+        }  # fmt: skip
+        with permitting.permit(permits, trial_id, "train", trial.training.workers) as key:
+            if trial.training.workers == 1:
+                yield from _on_one_slot(work, dataset, train_options)
+            else:
+                from scl_ray.cluster import group
+
+                for reached in group.run({**work, "dataset": dataset}, trial.training.workers, train_options, scratch):
+                    if not reached:  # its first word: all workers are there
+                        permits.placed.remote(key)
+                    yield reached
 
     def evaluate(shard: Shard) -> ray.ObjectRef:
         start = _evaluate.options(**evaluate_options)
@@ -39,61 +64,91 @@ def coordinate(
 
     # What is finished is what is on disk: this may be a second start, after a first coordinator was lost.
     if not store.is_trained(trial_id):
-        problem = _trained(train, lambda: store.is_trained(trial_id))
+        problem = _trained(train, lambda: store.is_trained(trial_id), trial.training.epochs, stopping)
         if problem:
             store.write_record(trial_id, {**about, "status": "failed", "error": problem, "epochs": []})
             tune.report({"phase": "failed", "error": problem})
             return
     tune.report({"phase": "trained"})
-    failed = _evaluated(evaluate, plan.shards(store, trial_id))
+    failed = _evaluated(evaluate, plan.shards(store, trial_id), permits, trial_id)
     tune.report({"phase": "failed", "error": "; ".join(failed)} if failed else {"phase": "done"})
 
 
-def _trained(train: Callable[[], Any], is_trained: Callable[[], bool]) -> str | None:
+def _on_one_slot(
+    work: Mapping[str, Any], dataset: list[ray.ObjectRef], options: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """What `tasks.train` yields as a remote task, which ends when nobody listens any more."""
+    items = _train.options(**options, num_returns="streaming").remote(**work, dataset=dataset[0])
+    try:
+        with told_apart():
+            for item in items:
+                yield ray.get(item)
+    except GeneratorExit:  # Tune stops the trial
+        ray.cancel(items, force=True)
+        raise
+
+
+def _trained(
+    train: Callable[[], Generator[dict[str, Any]]],
+    is_trained: Callable[[], bool],
+    epochs: int,
+    stopping: EarlyStopping | None,
+) -> str | None:
     """Train, from the last whole epoch when a machine was lost. Returns what went wrong, if anything did."""
     attempt = 1
     while True:
         try:
-            for item in train():
-                reached = ray.get(item)
-                tune.report({"phase": "training", "reached": reached})
-                if reached:
-                    attempt = 1
+            with contextlib.closing(train()) as items:
+                for reached in items:
+                    report = {"phase": "training", "reached": reached}
+                    if stopping is not None and "epoch" in reached and reached["epoch"] < epochs:
+                        # What Tune's scheduler decides by. A trial that has trained to its end is not stopped.
+                        report |= {"trained": reached["epoch"] / epochs, stopping.MEASURE: reached[stopping.MEASURE]}
+                    tune.report(report)
+                    if "epoch" in reached:
+                        attempt = 1
             return None
-        except ray.exceptions.RayTaskError as error:
-            return _sentence(error)
-        except ray.exceptions.RayError as error:
+        except Failed as error:
+            return str(error)
+        except Lost as error:
             if is_trained():  # lost between its last word and its end
                 return None
             if attempt == ATTEMPTS:
-                return f"training was lost {ATTEMPTS} times ({_sentence(error)})"
+                return f"training was lost {ATTEMPTS} times ({error})"
             attempt += 1
-            tune.report({"phase": "retry", "error": _sentence(error)})
+            tune.report({"phase": "retry", "error": str(error)})
 
 
-def _evaluated(evaluate: Callable[[Shard], ray.ObjectRef], shards: Sequence[Shard]) -> list[str]:
+def _evaluated(
+    evaluate: Callable[[Shard], ray.ObjectRef], shards: Sequence[Shard], permits: Any, trial_id: str
+) -> list[str]:
     """Run every shard; one that fails does not stop the others. Returns what went wrong."""
-    running = {evaluate(shard): (shard, 1) for shard in shards}
+    waiting = deque((shard, 1) for shard in shards)
+    asked: dict[ray.ObjectRef, str] = {}  # at most one: the permit for the next shard, and its key
+    running: dict[ray.ObjectRef, tuple[Shard, int, str]] = {}
     failed = []
-    while running:
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        shard, attempt = running.pop(done)
+    while waiting or running:
+        if waiting and not asked:
+            key = permitting.new_key()
+            asked[permits.acquire.remote(key, trial_id, "evaluate")] = key
+        (done,), _ = ray.wait([*asked, *running], num_returns=1)
+        if done in asked:
+            ray.get(done)
+            shard, attempt = waiting.popleft()
+            running[evaluate(shard)] = shard, attempt, asked.pop(done)
+            continue
+        shard, attempt, key = running.pop(done)
+        permits.release.remote(key)
         span = f"images {shard.first}-{shard.last}"
         try:
-            tune.report({"phase": "evaluating", "shard_images": shard.images, **ray.get(done)})
-        except ray.exceptions.RayTaskError as error:
-            failed.append(f"{span}: {_sentence(error)}")
-        except ray.exceptions.RayError as error:
+            with told_apart():
+                tune.report({"phase": "evaluating", "shard_images": shard.images, **ray.get(done)})
+        except Failed as error:
+            failed.append(f"{span}: {error}")
+        except Lost as error:
             if attempt == ATTEMPTS:
-                failed.append(f"{span}: lost {ATTEMPTS} times ({_sentence(error)})")
+                failed.append(f"{span}: lost {ATTEMPTS} times ({error})")
             else:
-                running[evaluate(shard)] = (shard, attempt + 1)
-                tune.report({"phase": "retry", "error": _sentence(error)})
+                waiting.appendleft((shard, attempt + 1))
+                tune.report({"phase": "retry", "error": str(error)})
     return failed
-
-
-def _sentence(error: ray.exceptions.RayError) -> str:
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [""]
-    text = lines[0] if cause is not error else lines[-1]
-    return f"{type(cause).__name__}: {text}" if cause is not error else text

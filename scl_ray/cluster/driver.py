@@ -7,26 +7,29 @@ MLflow. Tune's restore is not used: identity and what is on disk decide what run
 import contextlib
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 # Ray is configured by its environment, so this import comes before Ray's own.
-from scl_ray.cluster import connection
+from scl_ray.cluster import connection, permits
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old one is silent when asked to be
+os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # only epochs hold what early stopping compares
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 import pyarrow.fs as pafs
 import ray
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
 from scl_ray import datasets, lock, plugins, session, tracking
 from scl_ray import plan as planning
 from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
-from scl_ray.config import Sweep, Trial
+from scl_ray.config import EarlyStopping, InputError, Sweep, Trial
 from scl_ray.plan import Plan
 from scl_ray.store import Store, local_folder, open_store
 from scl_ray.tracker import Tracker
@@ -59,6 +62,7 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
             stack.enter_context(connection.connected(address))
             slots = connection.check_resources(sweep.resources)
         dataset = datasets.load(sweep.dataset)
+        check_workers(sweep, len(dataset.train_labels), slots)
         session.check_writable(store, out)
         if address is not None and folder is not None:
             connection.check_shared_folder(folder)
@@ -91,6 +95,10 @@ def _run_trials(
     console: Console,
 ) -> tuple[dict[str, str], bool]:
     """Run every trial that has something missing. Returns what failed, trial to reason, and whether MLflow kept up."""
+    scratch: dict[str, Any] = {"storage_path": store.path(".tune")}
+    if local_folder(out) is None:
+        scratch["storage_filesystem"] = pafs.PyFileSystem(pafs.FSSpecHandler(store.fs))
+    desk = permits.start({"train": slots, "evaluate": connection.slots(sweep.resources.evaluate)})
     trainable = tune.with_parameters(
         coordinate,
         plan=plan,
@@ -101,19 +109,24 @@ def _run_trials(
         train_options=connection.task_options(sweep.resources.train),
         evaluate_options=connection.task_options(sweep.resources.evaluate),
         memory=sweep.resources.evaluate.memory,
+        permits=desk,
+        scratch=scratch,
+        stopping=sweep.early_stopping,
     )
-    scratch: dict[str, Any] = {"storage_path": store.path(".tune")}
-    if local_folder(out) is None:
-        scratch["storage_filesystem"] = pafs.PyFileSystem(pafs.FSSpecHandler(store.fs))
     progress = Progress(plan, slots, console)
     tracker = Tracker(uri, sweep.name, warn=console.print)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "memory": COORDINATOR_MEMORY}),
         param_space={"trial": tune.grid_search(list(plan.work))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=slots + EXTRA_COORDINATORS, reuse_actors=True),
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=slots + EXTRA_COORDINATORS,
+            scheduler=_scheduler(sweep.early_stopping, plan, store),
+            # What a stopped trial has begun ends with its coordinator's process.
+            reuse_actors=sweep.early_stopping is None,
+        ),
         run_config=tune.RunConfig(
             name="tune",
-            callbacks=[_Follow(plan, progress, store, tracker)],
+            callbacks=[_Follow(plan, sweep.early_stopping, progress, store, tracker, desk)],
             failure_config=tune.FailureConfig(max_failures=COORDINATOR_RESTARTS),
             verbose=0,
             **scratch,
@@ -133,11 +146,58 @@ def _run_trials(
     return failures, is_logged
 
 
+def check_workers(sweep: Sweep, train_images: int, slots: int) -> None:
+    """Raise InputError unless every trial's workers find their slots and their share of each batch."""
+    for training in (trial.training for trial in sweep.trials()):
+        if training.workers > slots:
+            raise InputError(f"training.workers: {training.workers} is more than the {slots} slots that there are; "
+                             "lower it or resources.train")  # fmt: skip
+        batch = min(training.batch_size, train_images)
+        if batch % training.workers:
+            raise InputError(f"training.workers: {training.workers} workers cannot share a batch of all {batch} "
+                             "training images equally; lower training.batch_size")  # fmt: skip
+        if training.workers > 1 and sweep.resources.train.gpus % 1:
+            raise InputError(f"resources.train.gpus: {sweep.resources.train.gpus:g} is not enough for training.workers,"
+                             " of which each needs a GPU of its own; set it to 1")  # fmt: skip
+
+
+def _scheduler(stopping: EarlyStopping | None, plan: Plan[Trial], store: Store) -> ASHAScheduler | None:
+    """What stops hopeless trials, if the sweep wants that; it knows the trials that earlier runs have trained."""
+    if stopping is None:
+        return None
+    kind: Any = ASHAScheduler  # which takes any measure of time, though it says int
+    scheduler = kind(
+        time_attr="trained",
+        metric=stopping.MEASURE,
+        mode="max",
+        max_t=1,
+        grace_period=stopping.grace_period,
+        reduction_factor=stopping.reduction_factor,
+        stop_last_trials=False,
+    )
+    for trial_id, trial in plan.trials.items():
+        record = store.record(trial_id)
+        if record is None or (trial_id in plan.work and plan.work[trial_id].train):
+            continue
+        earlier = SimpleNamespace(trial_id=trial_id)
+        scheduler.on_trial_add(None, earlier)
+        for row in record["epochs"]:
+            trained = row["epoch"] / trial.training.epochs
+            if trained < 1 and stopping.MEASURE in row:
+                scheduler.on_trial_result(None, earlier, {"trained": trained, stopping.MEASURE: row[stopping.MEASURE]})
+    return cast(ASHAScheduler, scheduler)
+
+
 class _Follow(tune.Callback):
     """Passes what the coordinators report to the progress view and to MLflow's writer."""
 
-    def __init__(self, plan: Plan, progress: Progress, store: Store, tracker: Tracker) -> None:
-        self.plan, self.progress, self.store, self.tracker = plan, progress, store, tracker
+    def __init__(
+        self, plan: Plan[Trial], stopping: EarlyStopping | None, progress: Progress, store: Store, tracker: Tracker,
+        desk: Any,
+    ) -> None:  # fmt: skip
+        self.plan, self.stopping, self.progress, self.store = plan, stopping, progress, store
+        self.tracker, self.desk = tracker, desk
+        self.epochs: dict[str, list[dict[str, Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for a restore that a sweep never makes; a terminal and a thread cannot be.
@@ -146,13 +206,45 @@ class _Follow(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         trial_id = trial.config["trial"]
         self.progress.update(trial_id, result)
-        if result["phase"] == "training" and "epoch" in result["reached"]:
-            record = {"trial": trial_id, "status": "training", **self.plan.trial_record(self.plan.trials[trial_id])}
-            self.tracker.epoch(record, result["reached"])
+        if result["phase"] == "training":
+            self._training(trial_id, result["reached"])
         elif result["phase"] in ("trained", "done", "failed"):
-            try:
-                written = self.store.record(trial_id)
-            except OSError:  # a slow or absent storage costs a line of the log, which the end of the run completes
-                return
-            if written is not None:
-                self.tracker.trial(written)
+            self._log(trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self.desk.forget.remote(trial.config["trial"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        trial_id = trial.config["trial"]
+        self.desk.forget.remote(trial_id)
+        if self.stopping is not None and self.progress.phase[trial_id] == "training":
+            self._stopped(trial_id, self.stopping)
+            self._log(trial_id)
+
+    def _stopped(self, trial_id: str, stopping: EarlyStopping) -> None:
+        """The scheduler has ended the trial's training. What resuming needs stays."""
+        trial, epochs = self.plan.trials[trial_id], self.epochs[trial_id]
+        reason = (f"stopped early, after epoch {epochs[-1]['epoch']} of {trial.training.epochs}: "
+                  f"{stopping.MEASURE} {epochs[-1][stopping.MEASURE]:.3f} is not among the best one in "
+                  f"{stopping.reduction_factor:g} that came so far")  # fmt: skip
+        self.progress.update(trial_id, {"phase": "stopped", "reason": reason})
+        if not self.store.is_trained(trial_id):
+            rules = stopping.model_dump(mode="json")
+            about = {**self.plan.trial_record(trial), "status": "stopped", "reason": reason, "early_stopping": rules}
+            self.store.write_record(trial_id, {**about, "epochs": epochs})
+
+    def _training(self, trial_id: str, reached: dict[str, Any]) -> None:
+        if "earlier" in reached:
+            self.epochs[trial_id] = list(reached["earlier"])
+        elif "epoch" in reached:
+            self.epochs[trial_id].append(reached)
+            record = {"trial": trial_id, "status": "training", **self.plan.trial_record(self.plan.trials[trial_id])}
+            self.tracker.epoch({**record, "epochs": self.epochs[trial_id]}, reached)
+
+    def _log(self, trial_id: str) -> None:
+        try:
+            written = self.store.record(trial_id)
+        except OSError:  # a slow or absent storage costs a line of the log, which the end of the run completes
+            return
+        if written is not None:
+            self.tracker.trial(written)

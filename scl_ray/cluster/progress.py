@@ -13,6 +13,7 @@ from rich.text import Text
 
 from scl_ray.plan import Plan, total_images
 
+ENDED = ("failed", "stopped")  # phases of trials that are not evaluated further
 LINE_EVERY = 30.0  # seconds between two plain lines when nothing notable happens
 
 
@@ -65,7 +66,7 @@ class Progress:
             case "training" if "epoch" in report["reached"]:
                 metrics = report["reached"]
                 self.epoch[trial], self.loss[trial] = metrics["epoch"], metrics["loss"]
-                self.epoch_seconds += metrics["seconds"]
+                self.epoch_seconds += metrics["seconds"] * self.plan.work[trial].trial.training.workers
                 self.epochs_seen += 1
             case "training":
                 self.train_seconds += report["reached"].get("slot_seconds", 0.0)
@@ -80,6 +81,8 @@ class Progress:
             case "failed":
                 self.failures[trial] = report["error"]
                 self._say(f"failed     {label}: {report['error']}", style="red")
+            case "stopped":
+                self._say(f"stopped    {label}: {report['reason']}")
             case "retry":
                 self._say(f"again      {label}: {report['error']}", style="yellow")
         if phase == "trained" and self.plan.work[trial].train:
@@ -95,7 +98,7 @@ class Progress:
         """An estimate of the time to the end, or None before anything was measured."""
         work_left = self.plan.work.items()
         epochs = sum(work.trial.training.epochs - self.epoch[trial] for trial, work in work_left if self._trains(trial))
-        images = sum(left for trial, left in self.images_left.items() if trial not in self.failures)
+        images = sum(left for trial, left in self.images_left.items() if self.phase[trial] not in ENDED)
         if (epochs and not self.epochs_seen) or (images and not self.images_seen and not self.epochs_seen):
             return None
         work = epochs * self.epoch_seconds / max(self.epochs_seen, 1)
@@ -109,9 +112,10 @@ class Progress:
 
     def _counts(self) -> tuple[Counter[str], dict[str, int]]:
         phases = Counter(self.phase.values())
-        busy = min(self.slots, phases["training"])
-        # A failed trial's shards are neither waiting nor done.
-        left = {trial: count for trial, count in self.shards_left.items() if self.phase[trial] != "failed"}
+        training = [work.trial for trial, work in self.plan.work.items() if self.phase[trial] == "training"]
+        busy = min(self.slots, sum(trial.training.workers for trial in training))
+        # A failed or stopped trial's shards are neither waiting nor done.
+        left = {trial: count for trial, count in self.shards_left.items() if self.phase[trial] not in ENDED}
         ready = sum(count for trial, count in left.items() if self.phase[trial] == "evaluating")
         running = min(self.slots - busy, ready)
         waiting = sum(left.values()) - running
@@ -120,9 +124,10 @@ class Progress:
     def _sentence(self) -> str:
         phases, shards = self._counts()
         left = self.seconds_left()
+        stopped = f", {phases['stopped']} stopped" if phases["stopped"] else ""
         return (
             f"trials: {phases['waiting']} waiting, {phases['training']} training, {phases['evaluating']} evaluating, "
-            f"{phases['done']} done, {phases['failed']} failed; shards: {shards['waiting']} waiting, "
+            f"{phases['done']} done, {phases['failed']} failed{stopped}; shards: {shards['waiting']} waiting, "
             f"{shards['running']} running, {shards['done']} done; {self._rate():.1f} images/s; "
             f"{'time left not known yet' if left is None else f'about {_clock(left)} left'}"
         )
@@ -134,10 +139,11 @@ class Progress:
         phases, shards = self._counts()
         left = self.seconds_left()
         head = Table.grid(padding=(0, 2))
-        head.add_row("trials", *(f"{phases[p]} {p}" for p in ("waiting", "training", "evaluating", "done", "failed")))
+        shown = ["waiting", "training", "evaluating", "done", "failed", *(["stopped"] if phases["stopped"] else [])]
+        head.add_row("trials", *(f"{phases[phase]} {phase}" for phase in shown))
         head.add_row("shards", *(f"{count} {state}" for state, count in shards.items()), f"{self._rate():.1f} images/s")
         total = len(self.plan.work) + self.shards
-        finished = sum(p in ("evaluating", "done", "failed") for p in self.phase.values()) + shards["done"]
+        finished = sum(p in ("evaluating", "done", *ENDED) for p in self.phase.values()) + shards["done"]
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             ProgressBar(total=max(total, 1), completed=finished, width=50),

@@ -36,17 +36,22 @@ def train(
     dataset: "Dataset",
     sources: Mapping[str, str],
     threads: int,
+    comparable: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Train one trial, from its last whole epoch where there is one.
 
-    Yields ``{}`` when it starts, its metrics after each epoch, and at the end ``{"slot_seconds": …}``; then checkpoint
-    and record lie in the store, and what resuming needed is gone. *about* is what the record says in any case.
+    Yields ``{}`` when it starts, ``{"earlier": …}`` with the metrics of epochs that another start has trained, its
+    metrics after each epoch, and at the end ``{"slot_seconds": …}``; then checkpoint and record lie in the store, and
+    what resuming needed is gone. *about* is what the record says in any case. *comparable* is `training.fit`'s.
+
+    Of several processes that train the trial together, the first writes all this; each yields as often.
     """
     import torch
 
-    from scl_ray import checkpoint, finishing, training
+    from scl_ray import checkpoint, distributed, finishing, training
 
     yield {}
+    rank, workers = distributed.rank_and_workers()
     entered = time.perf_counter()
     device = _prepare(sources, threads)
     resume = f"checkpoints/{trial_id}/resume.pt"
@@ -55,16 +60,21 @@ def train(
     if saved is not None:
         progress = torch.load(io.BytesIO(saved), weights_only=True)
     state, epochs = progress["state"], progress["epochs"]
+    yield {"earlier": list(epochs)}
     # As if it had started when the time that was already spent began.
     started = time.perf_counter() - progress["seconds"]
-    for metrics, reached in training.fit(dataset, trial, device=device, state=state):
+    for metrics, reached in training.fit(dataset, trial, device=device, state=state, comparable=comparable):
         state = reached
         epochs.append(metrics)
         seconds = time.perf_counter() - started
-        buffer = io.BytesIO()
-        torch.save({"state": state, "epochs": epochs, "seconds": seconds}, buffer)
-        store.write(resume, buffer.getvalue())
+        if rank == 0:
+            buffer = io.BytesIO()
+            torch.save({"state": state, "epochs": epochs, "seconds": seconds}, buffer)
+            store.write(resume, buffer.getvalue())
         yield metrics
+    if rank > 0:
+        yield {"slot_seconds": 0.0}
+        return
     trained, measured = finishing.finish(dataset, trial, state, device=device)
     store.write_checkpoint(trial_id, checkpoint.to_files(trained))
     store.write_record(trial_id, {
@@ -75,6 +85,7 @@ def train(
         "epochs": epochs,
         "metrics": measured,
         "seconds": time.perf_counter() - started,
+        "workers": workers,
         "host": socket.gethostname(),
         "node": _node(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
@@ -82,7 +93,16 @@ def train(
         "versions": {name: version(name) for name in ("scl_ray", "torch", "torchvision", "ray", "captum")},
     })  # fmt: skip
     store.remove(resume)
-    yield {"slot_seconds": time.perf_counter() - entered}
+    yield {"slot_seconds": workers * (time.perf_counter() - entered)}
+
+
+def train_together(work: Mapping[str, Any]) -> None:
+    """`train` in one of a group's workers. *work* holds its arguments, the dataset as a reference in a list."""
+    from ray.train import report
+
+    (dataset,) = work["dataset"]
+    for reached in train(**{**work, "dataset": ray.get(dataset)}):
+        report(reached)
 
 
 def evaluate(
