@@ -35,7 +35,7 @@ class Pixels:
 
     def normalised(self, images: Tensor) -> Tensor:
         # Channels last: convolutions and batch-norm run about 1.5 times as fast on a CPU.
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return images.sub(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
 
 class Feed:
@@ -77,7 +77,7 @@ class Feed:
         is_cut = isinstance(self.images, ImageFiles) and self.images.is_cut_when_read
         is_cut = is_cut and self.augmentation.area != (1.0, 1.0)
         for rows, draws, images in self._gathered(self._drawn(generator), is_cut):
-            views = apply(images.float() / 255, draws, is_cropped=is_cut)
+            views = apply(images.float().div_(255), draws, is_cropped=is_cut)
             yield self.pixels.normalised(views), self.labels[_sent(rows.repeat(self.views), self.labels.device)]
 
     def _drawn(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Draws]]:
@@ -108,7 +108,7 @@ def in_order(images: NDArray[Any] | ImageFiles, pixels: Pixels, device: torch.de
         firsts = range(0, len(images), EVALUATED_AT_ONCE)
         batches = (on_device(images[first : first + EVALUATED_AT_ONCE], device) for first in firsts)
     for batch in batches:
-        yield pixels.normalised(batch.float() / 255)
+        yield pixels.normalised(batch.float().div_(255))
 
 
 def _ahead(
