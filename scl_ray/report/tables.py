@@ -11,8 +11,12 @@ import numpy as np
 import pandas as pd
 
 from scl_ray.report import statistics
-from scl_ray.report.terms import ACCURACY, MEASURE, MEASURED, VIEW
 from scl_ray.results import Results, accuracies, common_images, missing, plain, trial_means
+
+VIEW = ["backbone", "protocol"]  # objectives are compared within one backbone and one protocol
+MEASURE = ["facet", "metric", "method"]
+ACCURACY = "accuracy"
+MEASURED = "measured/"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,34 @@ def seed_means(results: Results) -> pd.DataFrame:
     rows = rows.merge(configuration.astype({"backbone": str, "objective_label": str}), on="trial")
     return _ordered(rows, results)[[*VIEW, "objective_label", "seed", "trial", *MEASURE, "direction", "mean", "images",
                                     "undefined"]]  # fmt: skip
+
+
+def representative(measures: pd.DataFrame) -> pd.DataFrame:
+    """The measures that stand for their facets: accuracy, and of each facet the first metric under the first method."""
+    first = measures.drop_duplicates([*VIEW, "facet"])[[*VIEW, *MEASURE]]
+    return measures.merge(first)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as dicts by column."""
+    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
+
+
+def decimals(values: pd.Series) -> int:
+    """Digits after the point that show three significant ones of the largest value."""
+    largest = float(np.nanmax(np.abs(values.to_numpy(float)), initial=0.0))
+    return int(np.clip(2 - np.floor(np.log10(largest)), 0, 6)) if largest > 0 else 2
+
+
+def number(mean: float, spread: float, digits: int) -> str:
+    """``0.271 ± 0.012``; the mean alone where one seed has no spread, a dash where nothing is defined."""
+    if np.isnan(mean):
+        return "–"
+    return f"{mean:.{digits}f}" if np.isnan(spread) else f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def arrow(direction: str) -> str:
+    return "↓" if direction == "lower" else "↑"
 
 
 def _ordered(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
