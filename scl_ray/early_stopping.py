@@ -13,13 +13,12 @@ def prototype_accuracy(features: Tensor, labels: Tensor, classes: int) -> float:
     [0, 1], higher is better. It needs no read-out and no training images, so it means the same for every objective and
     costs one pass over the validation split.
     """
-    features = functional.normalize(features.float(), dim=1)
+    features = functional.normalize(features, dim=1)
     members = functional.one_hot(labels, classes).to(features)
-    sums = members.T @ features
-    cosines = features @ functional.normalize(sums, dim=1).T
-    rows = torch.arange(len(labels), device=labels.device)
+    counts, sums = members.sum(dim=0), members.T @ features
+    # A class without images is nobody's nearest, and an image that is alone in its class counts as wrong.
+    cosines = (features @ functional.normalize(sums, dim=1).T).masked_fill(counts == 0, -torch.inf)
     others = functional.normalize(sums[labels] - features, dim=1)
-    # An image that is alone in its class has no prototype to be near to, and counts as wrong.
-    alone = members.sum(dim=0)[labels] == 1
-    cosines[rows, labels] = (features * others).sum(dim=1).masked_fill(alone, -torch.inf)
+    own = (features * others).sum(dim=1).masked_fill(counts[labels] == 1, -torch.inf)
+    cosines.scatter_(1, labels[:, None], own[:, None])
     return float((cosines.argmax(dim=1) == labels).float().mean())
