@@ -79,7 +79,7 @@ def test_identity_depends_on_what_decides_the_checkpoint(override: str) -> None:
 @pytest.mark.parametrize(
     "override",
     ["evaluation.images=9", "evaluation.methods=[saliency]", "resources.train.cpus=2", "dataset.download=true",
-     "dataset.root=/elsewhere", "name=other"],
+     "dataset.root=/elsewhere", "name=other", "training.workers=4", "early_stopping={}"],
 )  # fmt: skip
 def test_identity_does_not_depend_on_anything_else(override: str) -> None:
     assert identities(override) == identities()
@@ -210,6 +210,10 @@ def test_the_resolved_configuration_reads_back_as_the_same_sweep(tmp_path: Path)
         ("training.learning_rate=fast", "training.learning_rate", "number"),
         ("training.augmentation=blur", "training.augmentation", "choose from"),
         ("training=3", "training", "keys of its own"),
+        ("training.workers=3", "training.workers", "3 workers cannot share a batch of 32 images equally"),
+        ("grid.objective=[{name: supcon, training: {workers: 5}}]", "supcon.training.workers", "a divisor of batch"),
+        ("early_stopping={grace: 0.1}", "early_stopping.grace", "choose from grace_period, reduction_factor"),
+        ("early_stopping={reduction_factor: 1}", "early_stopping.reduction_factor", "greater than 1"),
         ("name=a/b", "name", "letters, digits"),
     ],
 )
