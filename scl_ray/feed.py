@@ -64,6 +64,7 @@ class Feed:
         self.batch_size = min(batch_size, len(self.labels))
         self.steps = len(self.labels) // self.batch_size
         self.views, self.augmentation = views, augmentation
+        self.is_cut = isinstance(images, ImageFiles) and images.is_cut_when_read and augmentation.area != (1.0, 1.0)
         if self.batch_size % workers:
             raise ValueError(f"a batch of {self.batch_size} images cannot be shared equally by {workers} workers")
         self.share = torch.arange(self.batch_size).chunk(workers)[rank]
@@ -74,10 +75,8 @@ class Feed:
         n is the batch size divided by the number of workers. *generator*, on the CPU, decides order and augmentation,
         whatever the device. What does not fill a batch is left out. Raises InputError for a file that cannot be read.
         """
-        is_cut = isinstance(self.images, ImageFiles) and self.images.is_cut_when_read
-        is_cut = is_cut and self.augmentation.area != (1.0, 1.0)
-        for rows, draws, images in self._gathered(self._drawn(generator), is_cut):
-            views = apply(images.float().div_(255), draws, is_cropped=is_cut)
+        for rows, draws, images in self._gathered(self._drawn(generator)):
+            views = apply(images.float().div_(255), draws, is_cropped=self.is_cut)
             yield self.pixels.normalised(views), self.labels[_sent(rows.repeat(self.views), self.labels.device)]
 
     def _drawn(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Draws]]:
@@ -87,12 +86,10 @@ class Feed:
         for batch in order[: self.steps * self.batch_size].split(self.batch_size):
             yield batch[self.share], draw(self.augmentation, self.views * self.batch_size, generator).of(rows)
 
-    def _gathered(
-        self, batches: Iterator[tuple[Tensor, Draws]], is_cut: bool
-    ) -> Iterator[tuple[Tensor, Draws, Tensor]]:
+    def _gathered(self, batches: Iterator[tuple[Tensor, Draws]]) -> Iterator[tuple[Tensor, Draws, Tensor]]:
         """Batches with their uint8 images (V·n, 3, S, S) on the device."""
         if isinstance(self.images, ImageFiles):
-            parts = partial(_parts, views=self.views) if is_cut else None
+            parts = partial(_parts, views=self.views) if self.is_cut else None
             yield from _ahead(self.images, batches, self.views, self.labels.device, parts)
         else:
             for rows, draws in batches:

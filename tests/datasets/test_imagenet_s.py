@@ -15,6 +15,7 @@ from torchvision import transforms
 from scl_ray import datasets
 from scl_ray.config import DatasetConfig, InputError
 from scl_ray.datasets.files import ImageFiles
+from scl_ray.given import images
 
 SIZE = 48
 
@@ -213,3 +214,16 @@ def test_for_networks_that_are_trained_already_no_training_images_are_needed(cha
     assert alone.classes == whole.classes
     assert np.array_equal(alone.test_images[:], whole.test_images[:])
     assert "holds test images alone" in refused(config(changed))
+
+
+def test_a_network_of_grey_images_is_not_for_photographs(written: Path) -> None:
+    with pytest.raises(InputError, match="those of imagenet_s50 are coloured"):
+        images.load(config(written), 1, 5)
+    assert images.load(config(written), 3, 5).test_images.shape == (12, 3, SIZE, SIZE)
+
+
+def test_test_images_alone_are_compared_with_the_last_that_are_not_evaluated(changed: Path) -> None:
+    shutil.rmtree(changed / "train")
+    dataset = images.load(config(changed), 3, 6)
+    last = dataset.evaluation_order[6:]
+    assert np.array_equal(dataset.train_images, dataset.test_images[last])
