@@ -7,7 +7,10 @@ labels (V·N,) int64, and returns a scalar to be minimised. It says how many vie
 * ``projection``: 128 numbers of a projection head that is dropped after training,
 * ``features``: the backbone's own d features.
 
-pytorch-metric-learning takes seconds to import, so it is imported where a loss is made.
+The objectives that have a name here are formulas over whole matrices (V·N, V·N). pytorch-metric-learning has them too,
+but lists the pairs and triplets of each batch, so that a GPU waits several times a step until the host knows how many
+there are. Any other of its losses goes by its own name; the library takes seconds to import, so that happens where one
+is made.
 """
 
 import inspect
@@ -17,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scl_ray import config, plugins
 from scl_ray.config import InputError
@@ -46,12 +50,18 @@ def cross_entropy(label_smoothing: float = 0.0) -> Objective:
 def supcon(temperature: float = 0.07) -> Objective:
     """Supervised contrastive loss (Khosla et al. 2020, equation 2, L_out), the mean over all anchors of two views.
 
-    Acts on the L2-normalised projection. A batch of one class only, which has nothing to contrast, costs zero.
+    Acts on the L2-normalised projection. The authors' code multiplies by its temperature over a base temperature, which
+    is 1 where the two are equal, as by default. An anchor without a positive, which two views never leave, costs zero.
     """
-    from pytorch_metric_learning.losses import SupConLoss
-    from pytorch_metric_learning.reducers import MeanReducer
 
-    return Objective(SupConLoss(temperature, reducer=MeanReducer()), "projection", views=2)
+    def contrast(projections: Tensor, labels: Tensor) -> Tensor:
+        normalised = functional.normalize(projections, dim=1)
+        positive, itself = _positives(labels)
+        logits = (normalised @ normalised.T / temperature).masked_fill(itself, -torch.inf)
+        logs = logits.log_softmax(dim=1).where(positive, 0)
+        return -(logs.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).mean()
+
+    return Objective(contrast, "projection", views=2)
 
 
 def simclr(temperature: float = 0.5) -> Objective:
@@ -71,41 +81,44 @@ def simclr(temperature: float = 0.5) -> Objective:
 def triplet(margin: float = 0.3, mining: Literal["semi_hard", "hard"] = "semi_hard") -> Objective:
     """Triplet loss max(0, d(a, p) - d(a, n) + margin), Euclidean, on the features without normalising them.
 
-    The mean over the triplets that violate the margin (zero when none does). ``semi_hard`` mining is `semi_hard`'s;
-    ``hard`` takes every anchor's farthest positive and nearest negative (Hermans et al. 2017).
+    The mean over the mined triplets that violate the margin (zero when none does). ``semi_hard`` takes, for every pair
+    of one class, the negative of `semi_hard`; ``hard`` every anchor's farthest positive and nearest negative (Hermans
+    et al. 2017).
     """
-    from pytorch_metric_learning.distances import LpDistance
-    from pytorch_metric_learning.losses import TripletMarginLoss
-    from pytorch_metric_learning.miners import BatchHardMiner
-
-    distance = LpDistance(normalize_embeddings=False, p=2)
-    loss = TripletMarginLoss(margin, distance=distance)
-    hardest = BatchHardMiner(distance=distance)
 
     def mined(features: Tensor, labels: Tensor) -> Tensor:
-        mine = hardest(features, labels) if mining == "hard" else semi_hard(features, labels, margin)
-        return loss(features, labels, mine)
+        distances = torch.cdist(features, features)
+        positive, itself = _positives(labels)
+        to_negatives = distances.masked_fill(positive | itself, torch.inf)
+        if mining == "hard":
+            farthest = distances.masked_fill(~positive, -torch.inf).max(dim=1).values
+            violation = farthest - to_negatives.min(dim=1).values + margin
+        else:
+            negatives = semi_hard(distances.detach(), to_negatives.detach(), margin)
+            violation = (distances - to_negatives.gather(1, negatives) + margin).where(positive, 0)
+        active = violation > 0
+        return violation.where(active, 0).sum() / active.sum().clamp(min=1)
 
     return Objective(mined, "features")
 
 
-@torch.no_grad()
-def semi_hard(features: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Anchors, positives and negatives (Schroff et al. 2015, section 3.2): a negative for every pair of one class.
+def semi_hard(distances: Tensor, to_negatives: Tensor, margin: float) -> Tensor:
+    """The negative (N, N) int64 of every anchor (row) with every positive (column) (Schroff et al. 2015, section 3.2).
 
-    The nearest negative that is farther away than the positive but by less than *margin*; where there is none, the
-    nearest negative.
+    The nearest that is farther away than the positive but by less than *margin*; where there is none, the nearest.
+    *distances* (N, N) are those of all images, *to_negatives* the same with infinity where there is no negative.
     """
     # pytorch-metric-learning's semi-hard miner keeps every such triplet, of which a batch of N has up to N³.
-    distances = torch.cdist(features, features)
-    same = labels[:, None] == labels
-    negatives, order = distances.masked_fill(same, torch.inf).sort(dim=1)
-    anchors, positives = (same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)).nonzero(as_tuple=True)
-    has_negative = ~same[anchors].all(dim=1)
-    anchors, positives = anchors[has_negative], positives[has_negative]
-    place = torch.searchsorted(negatives, distances, right=True).clamp(max=len(labels) - 1)[anchors, positives]
-    close = negatives[anchors, place] < distances[anchors, positives] + margin
-    return anchors, positives, order[anchors, torch.where(close, place, 0)]
+    ascending, order = to_negatives.sort(dim=1)
+    place = torch.searchsorted(ascending, distances.contiguous(), right=True).clamp(max=len(distances) - 1)
+    close = ascending.gather(1, place) < distances + margin
+    return order.gather(1, place.where(close, 0))
+
+
+def _positives(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pairs (N, N) are two images of one class, and which an image and itself."""
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    return (labels[:, None] == labels) & ~itself, itself
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {

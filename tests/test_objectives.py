@@ -9,7 +9,9 @@ import pytest
 import pytorch_metric_learning.losses as library
 import torch
 from pydantic import TypeAdapter
+from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.miners import TripletMarginMiner
+from pytorch_metric_learning.reducers import MeanReducer
 from torch.nn import functional
 
 from scl_ray import config, objectives
@@ -62,10 +64,65 @@ def l_out(z: list[list[float]], labels: list[int], temperature: float) -> float:
     return total / len(z)
 
 
-@pytest.mark.parametrize("temperature", [0.07, 0.5])
+TEMPERATURES = [0.05, 0.07, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_supcon(temperature):
-    labels = LABELS.repeat(2)
-    check(OBJECTIVES["supcon"](temperature), lambda z, y: l_out(z, y, temperature), outputs(16), labels)
+    labels = LABELS[:5].repeat(2)  # 2 has one image only
+    check(OBJECTIVES["supcon"](temperature), lambda z, y: l_out(z, y, temperature), outputs(10), labels)
+
+
+def reference_supcon(z: torch.Tensor, labels: torch.Tensor, temperature: float, base_temperature: float):
+    """Khosla et al.'s own arrangement: masks of 0 and 1, the largest score taken off, a factor before the mean."""
+    z = z / z.norm(dim=1, keepdim=True)
+    scores = z @ z.T / temperature
+    scores = scores - scores.max(dim=1, keepdim=True).values.detach()
+    others = 1 - torch.eye(len(z), dtype=z.dtype)
+    positives = (labels[:, None] == labels[None, :]).to(z.dtype) * others
+    log_probabilities = scores - (scores.exp() * others).sum(dim=1, keepdim=True).log()
+    return -temperature / base_temperature * ((positives * log_probabilities).sum(1) / positives.sum(1)).mean()
+
+
+def same_loss_and_gradient(one, other, z: torch.Tensor) -> None:
+    results = []
+    for formula in (one, other):
+        leaf = z.clone().requires_grad_()
+        loss = formula(leaf)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    # Two orders of adding up the same float64 terms.
+    assert results[0][0].item() == pytest.approx(results[1][0].item(), rel=1e-11)
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("labels", [torch.arange(32) % 5, torch.arange(32), torch.zeros(32, dtype=torch.long)])
+def test_supcon_is_the_reference_implementations(temperature, labels):
+    loss, both = OBJECTIVES["supcon"](temperature).loss, labels.repeat(2)
+    z = outputs(64, size=objectives.PROJECTION_SIZE)
+    same_loss_and_gradient(
+        lambda z: loss(z, both), lambda z: reference_supcon(z, both, temperature, base_temperature=temperature), z
+    )
+    # Their base temperature is 0.07 by default, a constant factor.
+    theirs = reference_supcon(z, both, temperature, base_temperature=0.07)
+    assert loss(z, both).item() * temperature / 0.07 == pytest.approx(theirs.item(), rel=1e-11)
+
+
+def test_supcon_and_simclr_are_the_librarys():
+    z, labels = outputs(64, size=objectives.PROJECTION_SIZE), (torch.arange(32) % 5).repeat(2)
+    theirs = library.SupConLoss(0.07, reducer=MeanReducer())
+    same_loss_and_gradient(lambda z: OBJECTIVES["supcon"](0.07).loss(z, labels), lambda z: theirs(z, labels), z)
+    pairs = library.SelfSupervisedLoss(library.NTXentLoss(0.5))
+    same_loss_and_gradient(lambda z: OBJECTIVES["simclr"](0.5).loss(z, labels), lambda z: pairs(z[:32], z[32:]), z)
+
+
+def test_supcon_of_an_anchor_without_a_positive_is_finite():
+    z = outputs(5).requires_grad_()
+    loss = OBJECTIVES["supcon"](0.07).loss(z, torch.tensor([0, 0, 1, 1, 2]))
+    loss.backward()
+    assert loss.item() > 0
+    assert z.grad.isfinite().all()
 
 
 def test_supcon_is_the_mean_over_all_anchors_even_those_whose_loss_is_nothing():
@@ -76,7 +133,7 @@ def test_supcon_is_the_mean_over_all_anchors_even_those_whose_loss_is_nothing():
     assert losses.item() == pytest.approx(l_out(rows(z), labels.tolist(), 0.005), abs=1e-10)
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_simclr(temperature):
     def nt_xent(z, labels):
         """Chen et al. 2020, equation 1, over all 2N anchors; labels are not looked at."""
@@ -86,11 +143,7 @@ def test_simclr(temperature):
             total -= math.log(scores[(i + half) % len(z)] / sum(scores.values()))
         return total / len(z)
 
-    check(OBJECTIVES["simclr"](temperature), nt_xent, outputs(12), torch.zeros(12, dtype=torch.long))
-    views = outputs(12)
-    theirs = library.SelfSupervisedLoss(library.NTXentLoss(temperature))(views[:6], views[6:])
-    ours = OBJECTIVES["simclr"](temperature).loss(views, torch.zeros(12, dtype=torch.long))
-    assert ours.item() == pytest.approx(theirs.item(), abs=1e-10)
+    check(OBJECTIVES["simclr"](temperature), nt_xent, outputs(10), torch.zeros(10, dtype=torch.long))
 
 
 def triplet_formula(margin: float, mining: str):
@@ -121,24 +174,79 @@ def test_triplet(mining, margin):
     check(OBJECTIVES["triplet"](margin, mining), triplet_formula(margin, mining), outputs(8), LABELS)
 
 
+def by_hand(z: torch.Tensor, labels: torch.Tensor, margin: float, mining: str) -> tuple[float, torch.Tensor]:
+    """The triplet loss and its gradient: unit vectors from and to each violating triplet's images, averaged."""
+    distances = [[float((a - b).norm()) for b in z] for a in z]
+    total, active, gradient = 0.0, 0, torch.zeros_like(z)
+    for anchor, near in enumerate(distances):
+        positives = [p for p in range(len(z)) if labels[p] == labels[anchor] and p != anchor]
+        negatives = sorted((n for n in range(len(z)) if labels[n] != labels[anchor]), key=near.__getitem__)
+        if mining == "hard":
+            positives = [max(positives, key=near.__getitem__)] if positives else []
+        for positive in positives:
+            farther = [n for n in negatives if near[positive] < near[n] < near[positive] + margin]
+            negative = farther[0] if farther and mining == "semi_hard" else negatives[0]
+            violation = near[positive] - near[negative] + margin
+            if violation > 0:
+                total, active = total + violation, active + 1
+                for other, sign in ((positive, 1), (negative, -1)):
+                    unit = sign * (z[anchor] - z[other]) / near[other]
+                    gradient[anchor] += unit
+                    gradient[other] -= unit
+    return total / active, gradient / active
+
+
 @pytest.mark.parametrize("mining", ["semi_hard", "hard"])
-def test_triplet_on_a_larger_batch(mining):
-    z, labels = outputs(60, scale=0.3), torch.arange(60) % 7
-    loss = OBJECTIVES["triplet"](0.3, mining).loss(z, labels)
+@pytest.mark.parametrize("scale", [0.1, 3.0])  # nearly all triplets violate the margin, or few
+def test_triplet_on_a_larger_batch(mining, scale):
+    z, labels = outputs(48, scale=scale), torch.arange(48) % 7
+    labels[0] = 7  # the only one of its class
+    leaf = z.clone().requires_grad_()
+    loss = OBJECTIVES["triplet"](0.3, mining).loss(leaf, labels)
+    loss.backward()
+    expected, gradient = by_hand(z, labels, 0.3, mining)
+    assert loss.item() == pytest.approx(expected, abs=1e-10)
+    assert torch.allclose(leaf.grad, gradient, rtol=0, atol=1e-10)
     assert loss.item() == pytest.approx(triplet_formula(0.3, mining)(rows(z), labels.tolist()), abs=1e-10)
 
 
 def test_semi_hard_triplets_are_among_the_librarys():
     z, labels, margin = outputs(60, scale=0.3), torch.arange(60) % 7, 0.3
-    distance = library.TripletMarginLoss(distance=None).distance.__class__(normalize_embeddings=False)
-    theirs = set(
-        zip(*(t.tolist() for t in TripletMarginMiner(margin, "semihard", distance=distance)(z, labels)), strict=True)
-    )
-    ours = list(zip(*(t.tolist() for t in objectives.semi_hard(z, labels, margin)), strict=True))
+    miner = TripletMarginMiner(margin, "semihard", distance=LpDistance(normalize_embeddings=False))
+    theirs = set(zip(*(t.tolist() for t in miner(z, labels)), strict=True))
+    distances, same = torch.cdist(z, z), labels[:, None] == labels
+    to_negatives = distances.masked_fill(same, math.inf)
+    negatives = objectives.semi_hard(distances, to_negatives, margin)
     pairs = {(a, p) for a, p, _ in theirs}
     assert pairs
-    assert all(triplet in theirs for triplet in ours if triplet[:2] in pairs)
-    assert len(ours) == int(sum((labels == y).sum() - 1 for y in labels))
+    assert all((a, p, int(negatives[a, p])) in theirs for a, p in pairs)
+    # Where the library finds none, it is the nearest of all.
+    rest = {(a, p) for a, p in same.nonzero().tolist() if a != p} - pairs
+    assert rest
+    assert all(negatives[a, p] == to_negatives[a].argmin() for a, p in rest)
+
+
+@pytest.mark.parametrize("entry", [*OBJECTIVES, {"name": "triplet", "mining": "hard"}])
+def test_no_step_waits_for_a_device(entry):
+    # Nothing can be read from the meta device: what asks for a value, or for how many there are, raises there.
+    objective = built({"name": entry} if isinstance(entry, str) else entry)
+    z = torch.empty(20, 16, device="meta", requires_grad=True)
+    objective.loss(z, torch.empty(20, dtype=torch.long, device="meta")).backward()
+    assert z.grad.shape == z.shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("entry", [*OBJECTIVES, {"name": "triplet", "mining": "hard"}])
+def test_no_step_waits_for_a_gpu(entry):
+    objective = built({"name": entry} if isinstance(entry, str) else entry)
+    z = torch.randn(20, 16, device="cuda", requires_grad=True)
+    labels = (torch.arange(10, device="cuda") % 3).repeat(2)
+    objective.loss(z, labels).backward()  # the libraries below are loaded now
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        objective.loss(z, labels).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("mining", ["semi_hard", "hard"])
