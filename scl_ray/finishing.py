@@ -3,70 +3,87 @@
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from scl_ray import readout, training
+from scl_ray import calibration, geometry, readout, training
 from scl_ray.checkpoint import Checkpoint
 from scl_ray.config import Trial
 from scl_ray.datasets import Dataset
 from scl_ray.feed import on_device
+
+Kind = Literal["own_layer", "linear_probe"]
 
 SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
 
 
 def finish(
     dataset: Dataset, trial: Trial, state: training.State, *, device: str | torch.device = "cpu"
-) -> tuple[Checkpoint, dict[str, float]]:
-    """Drop what only training needed, fit and calibrate the read-out, and measure it.
+) -> tuple[Checkpoint, dict[str, float | None]]:
+    """Drop what only training needed, fit and calibrate the read-out, and measure it and the features.
 
-    *state* is what `fit` yielded after the last epoch. Metrics, on test images and, with ``validation_`` before the
-    name, on validation images: ``accuracy/own_layer`` (cross-entropy) or ``accuracy/linear_probe``,
-    ``accuracy/prototype`` (nearest by cosine), ``accuracy/knn`` (cosine); and the fitted ``temperature``.
+    *state* is what `fit` yielded after the last epoch. What is measured, and where, is in `measures.MEASURES`; what is
+    said there of ``own_layer`` only cross-entropy has.
 
     Raises training.Diverged when the trained network's features are not finite.
     """
     device = torch.device(device)
     network, _ = training.build(dataset, trial, device)
     network.load_state_dict(state["network"])
-    features = {split: training.features(network.backbone, dataset, split, device) for split in SPLITS}
+    features: dict[str, Tensor] = {
+        split: training.features(network.backbone, dataset, split, device) for split in SPLITS
+    }
     if not all(bool(values.isfinite().all()) for values in features.values()):
         # The last step's loss was finite, but the update it led to was not.
         raise training.Diverged(f"the features are not finite after epoch {state['epoch']}")
-    labels = on_device(dataset.train_labels, device)
+    labels = {split: on_device(getattr(dataset, f"{split}_labels"), device) for split in SPLITS}
     classes = len(dataset.classes)
-    kind: Literal["own_layer", "linear_probe"]
+    normalised = functional.normalize(features["train"], dim=1)
+    # Cross-entropy gets a probe too, though its own layer is explained: so there is one read-out to compare all by.
+    probe = readout.ReadOut(*readout.linear_probe(normalised, labels["train"], classes), normalise=True)
+    readouts: dict[Kind, readout.ReadOut] = {"linear_probe": probe}
+    kind: Kind = "linear_probe"
     if isinstance(network.head, nn.Linear):
-        kind, weight, bias = "own_layer", network.head.weight.detach(), network.head.bias.detach()
-    else:
-        normalised = functional.normalize(features["train"], dim=1)
-        kind, (weight, bias) = "linear_probe", readout.linear_probe(normalised, labels, classes)
-    scores = readout.ReadOut(weight, bias, normalise=kind == "linear_probe")
-    centres = readout.prototypes(features["train"], labels, classes)
+        kind, head = "own_layer", network.head
+        readouts[kind] = readout.ReadOut(head.weight.detach(), head.bias.detach(), normalise=False)
+    scores = readouts[kind]
+    temperature = calibration.fit_temperature(scores(features["validation"]), labels["validation"])
+    centres = readout.prototypes(features["train"], labels["train"], classes)
 
-    metrics = {}
+    measured: dict[str, float | None] = {}
     for split, prefix in (("test", ""), ("validation", "validation_")):
-        own, truth = features[split], getattr(dataset, f"{split}_labels")
-        votes = readout.nearest_neighbours(features["train"], labels, own, classes)
+        own = features[split]
         # A prototype's cosine differs from this product by the feature's norm, which is the same for every class.
-        nearest = (own @ centres.T).argmax(dim=1)
-        metrics[f"{prefix}accuracy/{kind}"] = readout.accuracy(scores(own).argmax(dim=1), truth)
-        metrics[f"{prefix}accuracy/prototype"] = readout.accuracy(nearest, truth)
-        metrics[f"{prefix}accuracy/knn"] = readout.accuracy(votes, truth)
-    metrics["temperature"] = readout.fit_temperature(
-        scores(features["validation"]), torch.tensor(dataset.validation_labels)
-    )
+        predictions = {"prototype": (own @ centres.T).argmax(dim=1)}
+        predictions["knn"] = readout.nearest_neighbours(features["train"], labels["train"], own, classes)
+        predictions |= {name: layer(own).argmax(dim=1) for name, layer in readouts.items()}
+        for name, predicted in predictions.items():
+            measured[f"{prefix}accuracy/{name}"] = readout.accuracy(predicted, getattr(dataset, f"{split}_labels"))
+    measured["temperature"] = temperature
+    fitted = scores(features["test"])
+    published = readout.ReadOut(scores.weight, scores.bias, normalise=False)(features["test"])
+    for use, logits in {"": fitted, "_scaled": fitted / temperature, "_published": published}.items():
+        measured[f"calibration/ece{use}"] = calibration.expected_calibration_error(logits, labels["test"])
+        measured[f"calibration/nll{use}"] = calibration.negative_log_likelihood(logits, labels["test"])
+    order = on_device(dataset.evaluation_order, device)
+    lie = geometry.clustering(features["test"][order], labels["test"][order])
+    for name, layer in readouts.items():
+        read = normalised if layer.normalise else features["train"]
+        predicted = layer(features["train"]).argmax(dim=1)
+        collapse = geometry.neural_collapse(read, labels["train"], layer.weight, predicted)
+        lie |= {f"{measure}/{name}": value for measure, value in collapse.items()}
+    measured |= {f"geometry/{name}": value for name, value in lie.items()}
     checkpoint = Checkpoint(
         backbone_name=trial.backbone,
         backbone=network.backbone.cpu().to(memory_format=torch.contiguous_format).eval(),
         readout=kind,
-        weight=weight.cpu(),
-        bias=bias.cpu(),
-        temperature=metrics["temperature"],
+        weight=scores.weight.cpu(),
+        bias=scores.bias.cpu(),
+        temperature=temperature,
         prototypes=centres.cpu(),
         classes=dataset.classes,
         image_size=dataset.image_size,
         mean=dataset.mean,
         std=dataset.std,
     )
-    return checkpoint, metrics
+    return checkpoint, measured

@@ -1,9 +1,7 @@
-"""From frozen features to class scores: linear probe, class prototypes, k nearest neighbours, calibration.
+"""From frozen features to class scores: linear probe, class prototypes, k nearest neighbours.
 
 Everything here is deterministic, in float64 where something is fitted.
 """
-
-import math
 
 import numpy as np
 import torch
@@ -66,27 +64,6 @@ def nearest_neighbours(features: Tensor, labels: Tensor, queries: Tensor, classe
         nearest = (chunk @ known.T).topk(min(k, len(known)), dim=1).indices
         winners.append(functional.one_hot(labels[nearest], classes).sum(dim=1).argmax(dim=1))
     return torch.cat(winners)
-
-
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature that makes softmax(*logits* / temperature) fit *labels* best (Guo et al. 2017).
-
-    Minimises the cross-entropy on held-out *logits* (N, K). The targets are smoothed by 1 / (N + 2), spread over the
-    other classes (Platt 1999): without it a read-out that errs on none of N images would have temperature zero, that
-    is, certainty.
-    """
-    from scipy.optimize import minimize_scalar  # here, since it takes a second to import
-
-    count, classes = logits.shape
-    scores = logits.double().cpu()
-    doubt = 1 / (count + 2)
-    targets = torch.full((count, classes), doubt / (classes - 1), dtype=torch.float64)
-    targets.scatter_(1, labels.cpu()[:, None], 1 - doubt)
-
-    def loss(log_temperature: float) -> float:
-        return float(functional.cross_entropy(scores / math.exp(log_temperature), targets))
-
-    return math.exp(minimize_scalar(loss, bounds=(-10, 10), method="bounded", options={"xatol": 1e-8}).x)
 
 
 def accuracy(predictions: Tensor, labels: NDArray[np.int64]) -> float:

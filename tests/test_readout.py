@@ -1,11 +1,8 @@
 """Read-outs against scikit-learn, numpy and their definitions, on the pixels of real digits."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional
@@ -88,46 +85,6 @@ def test_nearest_neighbours_are_scikit_learns(digits, k):
     ours = readout.nearest_neighbours(x * 3, y, queries * 5, 10, k)
     theirs = KNeighborsClassifier(min(k, len(x)), metric="cosine").fit(x.numpy(), y.numpy()).predict(queries.numpy())
     assert (ours.numpy() == theirs).mean() > 0.995  # of equally distant neighbours either may count
-
-
-@pytest.fixture(scope="module")
-def scores(digits):
-    """Logits of held-out images by a probe that has seen few."""
-    x, y, queries, truth = digits
-    weight, bias = readout.linear_probe(x[:300], y[:300], 10)
-    return functional.linear(queries, weight, bias), truth
-
-
-class TestTemperature:
-    def test_minimises_the_cross_entropy_of_held_out_images(self, scores):
-        logits, truth = scores
-        plain = minimize_scalar(
-            lambda t: float(functional.cross_entropy(logits.double() / math.exp(t), truth)),
-            bounds=(-5, 5),
-            method="bounded",
-        )
-        # The smoothing is worth about one image more that is in doubt.
-        assert readout.fit_temperature(logits, truth) == pytest.approx(math.exp(plain.x), rel=0.1)
-        many = logits.repeat(200, 1), truth.repeat(200)
-        assert readout.fit_temperature(*many) == pytest.approx(math.exp(plain.x), rel=2e-3)
-
-    def test_scales_with_the_logits(self, scores):
-        logits, truth = scores
-        once = readout.fit_temperature(logits, truth)
-        assert readout.fit_temperature(4 * logits, truth) == pytest.approx(4 * once, rel=1e-5)
-
-    def test_calibrates(self, scores):
-        logits, truth = scores
-        calibrated = (5 * logits / readout.fit_temperature(5 * logits, truth)).softmax(dim=1)
-        confidence, prediction = calibrated.max(dim=1)
-        assert confidence.mean().item() == pytest.approx((prediction == truth).double().mean().item(), abs=0.02)
-
-    def test_of_a_read_out_without_errors_is_finite(self):
-        truth = torch.arange(100) % 10
-        temperature = readout.fit_temperature(10.0 * functional.one_hot(truth, 10), truth)
-        # The best confidence is then 1 - 1 / (N + 2) in every image.
-        logit = math.log((101 / 102) / (1 / 102 / 9))
-        assert temperature == pytest.approx(10 / logit, rel=1e-4)
 
 
 def test_read_out_layer():

@@ -88,9 +88,6 @@ def test_learns_digits(digits, objective, read_out):
     assert ("validation_accuracy" in epochs[0][0]) == (objective == "cross_entropy")
     checkpoint, metrics = finish(digits, point, epochs[-1][1])
     assert checkpoint.readout == read_out
-    assert set(metrics) == {"temperature"} | {
-        f"{prefix}accuracy/{name}" for prefix in ("", "validation_") for name in (read_out, "prototype", "knn")
-    }
     assert metrics[f"accuracy/{read_out}"] > 0.8
     assert metrics["accuracy/knn"] > 0.8
     assert metrics["accuracy/prototype"] > 0.6

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scl_ray import attribution, metrics, plugins, readout, specs
+from scl_ray import attribution, calibration, metrics, plugins, specs
 from scl_ray.config import Evaluation, InputError, digest
 from scl_ray.datasets import Dataset
 from scl_ray.evaluation import reference_images
@@ -215,7 +215,7 @@ def _temperature(classifier: GivenClassifier, data: Dataset) -> float:
         for first in range(0, len(data.validation_labels), AT_ONCE)
     ]  # fmt: skip
     network.cpu()
-    return readout.fit_temperature(torch.cat(scores), torch.tensor(data.validation_labels))
+    return calibration.fit_temperature(torch.cat(scores), torch.tensor(data.validation_labels))
 
 
 def several(networks: Iterable[Network]) -> list[str]:

@@ -16,7 +16,7 @@ import yaml
 from conftest import Outcome
 from torch import Tensor, nn
 
-from scl_ray import metrics, readout, results
+from scl_ray import calibration, metrics, results
 from scl_ray.attribution import explain
 
 METHODS = ("grad_cam", "saliency")
@@ -157,7 +157,7 @@ def test_the_temperature_is_the_one_that_fits_best(home: Path, out: Path) -> Non
     held_out = sorted(stratified_order(labels.numpy())[:30])
     with torch.no_grad():
         logits = saved(home)(images[held_out])
-    fitted = readout.fit_temperature(logits, labels[held_out])
+    fitted = calibration.fit_temperature(logits, labels[held_out])
     assert record_of(out, "net0")["metrics"]["temperature"] == pytest.approx(fitted, rel=1e-4)
 
 
