@@ -144,7 +144,7 @@ def goals(setting: Setting) -> dict[str, Any]:
             }  # fmt: skip
         else:
             few = 128 // (2 if name == "supcon" else 1)
-            trial, dataset = _with(trial, batch_size=few), _noise(few)
+            trial, dataset = _with(trial, batch_size=few), _noise(2 * few)
             times = _in_turns({"usual": usual.loop(dataset, trial, setting.device),
                                "ours": _ours(dataset, trial, setting.device)}, 1)  # fmt: skip
             found[name]["on_this_cpu"] = {

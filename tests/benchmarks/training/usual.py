@@ -53,7 +53,10 @@ def _random(augmentation: Augmentation, side: int) -> Iterator[torch.nn.Module]:
 
 
 def loop(dataset: Dataset, trial: Trial, device: torch.device) -> Iterator[float]:
-    """Train as *trial* says, for ever; yield the mean seconds of a step after each epoch."""
+    """Train as *trial* says, for ever; yield the mean seconds of a step after each epoch.
+
+    The first step of an epoch does not count: it waits for the workers, as a long epoch does but once.
+    """
     settings = trial.training
     network, objective = training.build(dataset, trial, device)
     network = network.to(memory_format=torch.contiguous_format).train()
@@ -66,7 +69,7 @@ def loop(dataset: Dataset, trial: Trial, device: torch.device) -> Iterator[float
         shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True, pin_memory=device.type == "cuda",
     )  # fmt: skip
     while True:
-        started = time.perf_counter()
+        ends = []
         for pictures, labels in loader:
             images = pictures.transpose(0, 1).flatten(0, 1).to(device, non_blocking=True)
             loss = objective.loss(network(images), labels.repeat(objective.views).to(device, non_blocking=True))
@@ -74,4 +77,5 @@ def loop(dataset: Dataset, trial: Trial, device: torch.device) -> Iterator[float
             loss.backward()
             optimizer.step()
             loss.item()  # for the running mean that such a loop shows
-        yield (time.perf_counter() - started) / len(loader)
+            ends.append(time.perf_counter())
+        yield (ends[-1] - ends[0]) / (len(ends) - 1)
