@@ -50,29 +50,22 @@ def finish(
     temperature = calibration.fit_temperature(scores(features["validation"]), labels["validation"])
     centres = readout.prototypes(features["train"], labels["train"], classes)
 
-    measured: dict[str, float | None] = {}
+    measured: dict[str, float | None] = {"temperature": temperature}
     for split, prefix in (("test", ""), ("validation", "validation_")):
-        own = features[split]
+        predictions = {name: layer(features[split]).argmax(dim=1) for name, layer in readouts.items()}
         # A prototype's cosine differs from this product by the feature's norm, which is the same for every class.
-        predictions = {"prototype": (own @ centres.T).argmax(dim=1)}
-        predictions["knn"] = readout.nearest_neighbours(features["train"], labels["train"], own, classes)
-        predictions |= {name: layer(own).argmax(dim=1) for name, layer in readouts.items()}
+        predictions["prototype"] = (features[split] @ centres.T).argmax(dim=1)
+        predictions["knn"] = readout.nearest_neighbours(features["train"], labels["train"], features[split], classes)
         for name, predicted in predictions.items():
             measured[f"{prefix}accuracy/{name}"] = readout.accuracy(predicted, getattr(dataset, f"{split}_labels"))
-    measured["temperature"] = temperature
-    fitted = scores(features["test"])
-    published = readout.ReadOut(scores.weight, scores.bias, normalise=False)(features["test"])
-    for use, logits in {"": fitted, "_scaled": fitted / temperature, "_published": published}.items():
-        measured[f"calibration/ece{use}"] = calibration.expected_calibration_error(logits, labels["test"])
-        measured[f"calibration/nll{use}"] = calibration.negative_log_likelihood(logits, labels["test"])
+    measured |= _calibration(scores, temperature, features["test"], labels["test"])
     order = on_device(dataset.evaluation_order, device)
-    lie = geometry.clustering(features["test"][order], labels["test"][order])
+    clustering = geometry.clustering(features["test"][order], labels["test"][order])
+    measured |= {f"geometry/{name}": value for name, value in clustering.items()}
     for name, layer in readouts.items():
-        read = normalised if layer.normalise else features["train"]
-        predicted = layer(features["train"]).argmax(dim=1)
+        read, predicted = normalised if layer.normalise else features["train"], layer(features["train"]).argmax(dim=1)
         collapse = geometry.neural_collapse(read, labels["train"], layer.weight, predicted)
-        lie |= {f"{measure}/{name}": value for measure, value in collapse.items()}
-    measured |= {f"geometry/{name}": value for name, value in lie.items()}
+        measured |= {f"geometry/{measure}/{name}": value for measure, value in collapse.items()}
     checkpoint = Checkpoint(
         backbone_name=trial.backbone,
         backbone=network.backbone.cpu().to(memory_format=torch.contiguous_format).eval(),
@@ -87,3 +80,13 @@ def finish(
         std=dataset.std,
     )
     return checkpoint, measured
+
+
+def _calibration(scores: readout.ReadOut, temperature: float, features: Tensor, labels: Tensor) -> dict[str, float]:
+    """ECE and NLL of the read-out as it was fitted and as either protocol uses it."""
+    fitted, published = scores(features), readout.ReadOut(scores.weight, scores.bias, normalise=False)(features)
+    measured = {}
+    for use, logits in {"": fitted, "_scaled": fitted / temperature, "_published": published}.items():
+        measured[f"calibration/ece{use}"] = calibration.expected_calibration_error(logits, labels)
+        measured[f"calibration/nll{use}"] = calibration.negative_log_likelihood(logits, labels)
+    return measured
