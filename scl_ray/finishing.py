@@ -52,7 +52,9 @@ def finish(
 
     measured: dict[str, float | None] = {"temperature": temperature}
     for split, prefix in (("test", ""), ("validation", "validation_")):
-        predictions = {name: layer(features[split]).argmax(dim=1) for name, layer in readouts.items()}
+        predictions: dict[str, Tensor] = {
+            name: layer(features[split]).argmax(dim=1) for name, layer in readouts.items()
+        }
         # A prototype's cosine differs from this product by the feature's norm, which is the same for every class.
         predictions["prototype"] = (features[split] @ centres.T).argmax(dim=1)
         predictions["knn"] = readout.nearest_neighbours(features["train"], labels["train"], features[split], classes)
