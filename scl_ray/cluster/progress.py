@@ -32,6 +32,8 @@ class Progress:
         self.shards = sum(self.shards_left.values())
         self.images = sum(self.images_left.values())
         self.train_seconds = self.evaluate_seconds = self.epoch_seconds = 0.0
+        # Of each trial's last start: its epochs, and when it has trained to its end all that it took.
+        self.start_seconds: dict[str, float] = {}
         self.epochs_seen = self.images_seen = 0
         self.started = self._last_line = time.monotonic()
         self._live = Live(console=console, get_renderable=self._view, refresh_per_second=2, transient=True)
@@ -53,7 +55,8 @@ class Progress:
     def usage(self) -> str:
         """What became of the slots' time, once the trials have run."""
         offered = self.seconds * self.slots
-        train, evaluate = self.train_seconds / offered, self.evaluate_seconds / offered
+        trained = self.train_seconds + sum(self.start_seconds.values())
+        train, evaluate = trained / offered, self.evaluate_seconds / offered
         nodes = f" of {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
         idle = max(0.0, 1 - train - evaluate)
         return (f"{_clock(self.seconds)} on {self.slots} slots{nodes}: "
@@ -66,10 +69,17 @@ class Progress:
             case "training" if "epoch" in report["reached"]:
                 metrics = report["reached"]
                 self.epoch[trial], self.loss[trial] = metrics["epoch"], metrics["loss"]
-                self.epoch_seconds += metrics["seconds"] * self.plan.work[trial].trial.training.workers
+                seconds = metrics["seconds"] * self.plan.work[trial].trial.training.workers
+                self.epoch_seconds += seconds
+                self.start_seconds[trial] += seconds
                 self.epochs_seen += 1
+            case "training" if "slot_seconds" in report["reached"]:
+                self.start_seconds[trial] = report["reached"]["slot_seconds"]
+            case "training" if "earlier" in report["reached"]:
+                self.epoch[trial] = len(report["reached"]["earlier"])
             case "training":
-                self.train_seconds += report["reached"].get("slot_seconds", 0.0)
+                self.train_seconds += self.start_seconds.pop(trial, 0.0)
+                self.start_seconds[trial] = 0.0
             case "trained" if self.plan.work[trial].train:
                 self.epoch[trial] = self.plan.work[trial].trial.training.epochs
             case "evaluating":
