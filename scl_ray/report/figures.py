@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from scl_ray import specs
-from scl_ray.report import tables
+from scl_ray.report import terms
 
 # Okabe & Ito's colours (jfly.uni-koeln.de/color), which people of every colour vision tell apart, without yellow and
 # black, which vanish on a light or a dark page.
@@ -68,7 +68,7 @@ def intervals(measures: pd.DataFrame, seeds: pd.DataFrame, look: Looks, referenc
     """One figure a metric (its parameters below one another), a panel a method, a row an objective: every seed's mean,
     and the mean ± standard deviation over seeds."""
     drawn = []
-    scores = measures[measures["facet"] != tables.ACCURACY]
+    scores = measures[measures["facet"] != terms.ACCURACY]
     for metric, of_metric in scores.groupby(scores["metric"].map(lambda spec: specs.parse(spec)[0]), sort=False):
         objectives = list(dict.fromkeys(of_metric["objective_label"]))
         panels = of_metric[["metric", "method"]].drop_duplicates()
@@ -83,22 +83,22 @@ def intervals(measures: pd.DataFrame, seeds: pd.DataFrame, look: Looks, referenc
             parameters = variant.removeprefix(str(metric)).strip("[]")
             axis.set_title("\n".join(filter(None, (method, parameters))))
         direction, facet = of_metric["direction"].iloc[0], of_metric["facet"].iloc[0]
-        title = f"{facet}: {metric} {tables.arrow(direction)} {direction} is better"
+        title = f"{facet}: {metric} {terms.arrow(direction)} {direction} is better"
         drawn.append(save(figure, f"{metric}-{slug}", title, f"{title}. {_in_words(of_metric)}"))
     return drawn
 
 
 def accuracy_beside_quality(measures: pd.DataFrame, seeds: pd.DataFrame, look: Looks, slug: str) -> Drawn:
     """Accuracy against each facet's representative measure: a small point a trial, a large one an objective."""
-    shown = tables.representative(measures)
-    chosen = shown.loc[shown["facet"] != tables.ACCURACY, [*tables.MEASURE, "direction"]].drop_duplicates()
-    accuracy = seeds.loc[seeds["facet"] == tables.ACCURACY, ["trial", "mean"]].rename(columns={"mean": "accuracy"})
+    shown = terms.representative(measures)
+    chosen = shown.loc[shown["facet"] != terms.ACCURACY, [*terms.MEASURE, "direction"]].drop_duplicates()
+    accuracy = seeds.loc[seeds["facet"] == terms.ACCURACY, ["trial", "mean"]].rename(columns={"mean": "accuracy"})
     columns = min(3, max(1, len(chosen)))
     rows = -(-max(1, len(chosen)) // columns)
     figure = Figure(figsize=(2.75 * columns, 2.3 * rows + 0.22 * _legend_rows(look)))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, measure in zip(axes, tables.records(chosen), strict=False):
-        facet, metric, method = (measure[key] for key in tables.MEASURE)
+    for axis, measure in zip(axes, terms.records(chosen), strict=False):
+        facet, metric, method = (measure[key] for key in terms.MEASURE)
         points = seeds[(seeds["metric"] == metric) & (seeds["method"] == method)].merge(accuracy)
         for label, of_objective in points.groupby("objective_label", sort=False):
             colour, marker = look[str(label)]
@@ -106,7 +106,7 @@ def accuracy_beside_quality(measures: pd.DataFrame, seeds: pd.DataFrame, look: L
             axis.plot(x, y, marker, color=colour, markersize=3.5, alpha=0.55, linestyle="none", markeredgewidth=0)
             axis.plot(x.mean(), y.mean(), marker, color=colour, markersize=8, markeredgecolor="#8b929b",
                       markeredgewidth=0.7, label=label)  # fmt: skip
-        axis.set_title(f"{facet} {tables.arrow(measure['direction'])}\n{metric} · {method}")
+        axis.set_title(f"{facet} {terms.arrow(measure['direction'])}\n{metric} · {method}")
         axis.margins(0.12)
     for axis in axes[len(chosen) :]:
         axis.set_visible(False)
@@ -167,7 +167,7 @@ def _interval_panel(
     base = panel.loc[panel["objective_label"] == reference, "mean"]
     if len(base) and not np.isnan(base.iloc[0]):
         axis.axvline(base.iloc[0], color="#8b929b", linewidth=0.9, linestyle=(0, (3, 3)))
-    for measure in tables.records(panel):
+    for measure in terms.records(panel):
         colour, marker = look[measure["objective_label"]]
         row = rows[measure["objective_label"]]
         each = points.loc[points["objective_label"] == measure["objective_label"], "mean"]
@@ -250,8 +250,8 @@ def _in_words(measures: pd.DataFrame) -> str:
     """The means, for those who cannot see the figure."""
     sentences = []
     for (metric, method), of_measure in measures.groupby(["metric", "method"], sort=False):
-        digits = tables.decimals(of_measure["mean"])
-        values = ", ".join(f"{row['objective_label']} {tables.number(row['mean'], row['spread'], digits)}"
-                           for row in tables.records(of_measure))  # fmt: skip
+        digits = terms.decimals(of_measure["mean"])
+        values = ", ".join(f"{row['objective_label']} {terms.number(row['mean'], row['spread'], digits)}"
+                           for row in terms.records(of_measure))  # fmt: skip
         sentences.append(f"{metric}{f' under {method}' if method else ''}: {values}.")
     return " ".join(sentences)

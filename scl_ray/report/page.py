@@ -8,7 +8,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from scl_ray.report import statistics, tables
+from scl_ray.report import statistics, terms
 from scl_ray.report.figures import Drawn
 from scl_ray.report.gallery import Gallery
 from scl_ray.report.tables import Tables
@@ -60,10 +60,10 @@ def render(name: str, results: Results, made: Tables, views: list[View]) -> str:
         views=[{
             "view": view,
             "images": of_view.get((view.backbone, view.protocol)),
-            "headline": _table(_of(view, tables.representative(made.measures)), made.reference),
+            "headline": _table(_of(view, terms.representative(made.measures)), made.reference),
             "everything": _table(_of(view, made.measures), made.reference),
             "few_seeds": _too_few(_of(view, made.seeds), made.reference),
-            "finding": _finding(_of(view, tables.representative(made.measures))),
+            "finding": _finding(_of(view, terms.representative(made.measures))),
             "undefined": _of(view, made.undefined).to_dict("records"),
         } for view in views],
         questions={facet: QUESTIONS[facet] for facet in results.cells["facet"].cat.categories if facet in QUESTIONS},
@@ -84,13 +84,13 @@ def _table(measures: pd.DataFrame, reference: str) -> dict[str, Any]:
     objectives = list(dict.fromkeys(measures["objective_label"]))
     most = int(measures["seeds"].max()) if len(measures) else 0
     rows: list[dict[str, Any]] = []
-    for (facet, metric, method), measure in measures.groupby(tables.MEASURE, sort=False):
-        digits = tables.decimals(measure["mean"])
-        cells = {row["objective_label"]: _cell(row, digits, most) for row in tables.records(measure)}
+    for (facet, metric, method), measure in measures.groupby(terms.MEASURE, sort=False):
+        digits = terms.decimals(measure["mean"])
+        cells = {row["objective_label"]: _cell(row, digits, most) for row in terms.records(measure)}
         first = not any(row["facet"] == facet for row in rows)
         rows.append({
             "facet": facet, "metric": metric, "method": method, "first": first,
-            "direction": measure["direction"].iloc[0], "arrow": tables.arrow(measure["direction"].iloc[0]),
+            "direction": measure["direction"].iloc[0], "arrow": terms.arrow(measure["direction"].iloc[0]),
             "cells": [cells.get(objective) for objective in objectives],
         })  # fmt: skip
     return {"objectives": objectives, "reference": reference, "rows": rows, "wide": len(objectives) > _ACROSS}
@@ -101,7 +101,7 @@ def _cell(row: Mapping[str, Any], digits: int, most: int) -> dict[str, Any]:
     difference = f"{row['difference']:+.{digits}f}".replace("-", "−") if compared else ""
     interval = "" if np.isnan(row["low"]) else f"[{row['low']:.{digits}f}, {row['high']:.{digits}f}]".replace("-", "−")
     return {
-        "number": tables.number(row["mean"], row["spread"], digits),
+        "number": terms.number(row["mean"], row["spread"], digits),
         "seeds": int(row["seeds"]) if row["seeds"] < most else None,
         "difference": difference, "interval": interval,
         "p": "" if np.isnan(row["p_holm"]) else _p_value(row["p_holm"]), "verdict": row["verdict"],
@@ -133,12 +133,12 @@ def _protocols(table: pd.DataFrame) -> list[dict[str, Any]]:
     for backbone, of_backbone in table.groupby("backbone", sort=False):
         objectives = list(dict.fromkeys(of_backbone["objective_label"]))
         rows: list[dict[str, Any]] = []
-        for (facet, metric, method), measure in of_backbone.groupby(tables.MEASURE, sort=False):
-            digits = tables.decimals(pd.concat([measure["mean_corrected"], measure["mean_published"]]))
-            cells = {row["objective_label"]: _change(row, digits) for row in tables.records(measure)}
+        for (facet, metric, method), measure in of_backbone.groupby(terms.MEASURE, sort=False):
+            digits = terms.decimals(pd.concat([measure["mean_corrected"], measure["mean_published"]]))
+            cells = {row["objective_label"]: _change(row, digits) for row in terms.records(measure)}
             headline = not any(row["facet"] == facet for row in rows)
             rows.append({"facet": facet, "metric": metric, "method": method, "headline": headline,
-                         "arrow": tables.arrow(measure["direction"].iloc[0]),
+                         "arrow": terms.arrow(measure["direction"].iloc[0]),
                          "cells": [cells.get(objective) for objective in objectives],
                          "same_order": bool(measure["same_order"].iloc[0]),
                          "verdicts": int((measure["verdict_corrected"] != measure["verdict_published"]).sum()),
@@ -148,22 +148,22 @@ def _protocols(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _change(row: Mapping[str, Any], digits: int) -> dict[str, str]:
-    sides = [tables.number(row[f"mean_{side}"], np.nan, digits) for side in ("corrected", "published")]
+    sides = [terms.number(row[f"mean_{side}"], np.nan, digits) for side in ("corrected", "published")]
     return {"corrected": sides[0], "published": sides[1]}
 
 
 def _trained(trials: pd.DataFrame) -> dict[str, Any]:
     """What training measured, by objective and backbone: mean ± spread over seeds."""
-    measured = [name for name in trials.columns if name.startswith(tables.MEASURED)]
+    measured = [name for name in trials.columns if name.startswith(terms.MEASURED)]
     rows = []
     for (label, backbone), group in trials.groupby(["objective_label", "backbone"], observed=True, sort=False):
         cells = []
         for name in measured:
             values = pd.to_numeric(group[name]).dropna()
-            cells.append(tables.number(values.mean(), values.std(), 3) if len(values) else "–")
+            cells.append(terms.number(values.mean(), values.std(), 3) if len(values) else "–")
         seconds = pd.to_numeric(group["training_seconds"]).mean()
         rows.append({"objective": label, "backbone": backbone, "cells": cells, "seconds": f"{seconds:.0f} s"})
-    return {"names": [name.removeprefix(tables.MEASURED) for name in measured], "rows": rows}
+    return {"names": [name.removeprefix(terms.MEASURED) for name in measured], "rows": rows}
 
 
 def _grid(results: Results) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from scl_ray.report import statistics, tables
+from scl_ray.report import statistics, tables, terms
 from scl_ray.results import open_results
 
 _ACROSS = 4  # this many objectives fit side by side in a terminal of 80 columns
@@ -18,10 +18,10 @@ def summary_table(out: str, name: str) -> Table:
     """
     results = open_results(out, name)
     means = tables.seed_means(results)
-    keys = [*tables.VIEW, *tables.MEASURE, "direction", "objective_label"]
-    measures = tables.representative(statistics.over_seeds(means, keys))
+    keys = [*terms.VIEW, *terms.MEASURE, "direction", "objective_label"]
+    measures = terms.representative(statistics.over_seeds(means, keys))
     seeds = means["seed"].nunique()
-    shown = measures.loc[measures["facet"] != tables.ACCURACY, ["metric", "method"]].drop_duplicates()
+    shown = measures.loc[measures["facet"] != terms.ACCURACY, ["metric", "method"]].drop_duplicates()
     by_method = shown.groupby("method", sort=False)["metric"]
     explained = "; ".join(f"{method}: {', '.join(metrics)}" for method, metrics in by_method)
     table = Table(
@@ -45,17 +45,17 @@ def _add_block(table: Table, view: str, measures: pd.DataFrame, objectives: list
         table.add_row()
     table.add_row(Text(view, style="bold"), *(Text(label, style="bold") for label in objectives))
     for (facet, direction), row in measures.groupby(["facet", "direction"], sort=False):
-        table.add_row(Text(f"{facet} {tables.arrow(str(direction))}"), *_cells(row, objectives))
+        table.add_row(Text(f"{facet} {terms.arrow(str(direction))}"), *_cells(row, objectives))
 
 
 def _views(measures: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The views with a heading each, or one without a heading."""
-    views = list(measures.groupby(tables.VIEW, sort=False))
+    views = list(measures.groupby(terms.VIEW, sort=False))
     return [(" · ".join(map(str, view)) if len(views) > 1 else "", rows) for view, rows in views]
 
 
 def _cells(measure: pd.DataFrame, objectives: list[str]) -> list[Text]:
-    digits = tables.decimals(measure["mean"])
-    found = {row["objective_label"]: tables.number(row["mean"], row["spread"], digits)
-             for row in tables.records(measure)}  # fmt: skip
+    digits = terms.decimals(measure["mean"])
+    found = {row["objective_label"]: terms.number(row["mean"], row["spread"], digits)
+             for row in terms.records(measure)}  # fmt: skip
     return [Text(found.get(objective, "–")) for objective in objectives]

@@ -5,18 +5,23 @@ else.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from scl_ray.report import statistics
+from scl_ray.report import (
+    agreement,
+    comparisons,
+    dose_response,
+    reproduction,
+    sensitivity,
+    statistics,
+    verdicts,
+    view_scores,
+)
+from scl_ray.report.terms import ACCURACY, MEASURE, MEASURED, VIEW
 from scl_ray.results import Results, accuracies, common_images, missing, plain, trial_means
 
-VIEW = ["backbone", "protocol"]  # objectives are compared within one backbone and one protocol
-MEASURE = ["facet", "metric", "method"]
-ACCURACY = "accuracy"
-MEASURED = "measured/"
+_COMPARED = ["difference", "low", "high", "p", "p_holm", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,16 @@ class Tables:
     seeds: one row a trial and measure: the mean over the common images (those that all compared trials classify
       correctly), with how many images have a defined value and how many have none.
     measures: one row an objective and measure: mean and spread over seeds, and the comparison with the reference.
+    comparisons: one row a comparison with the reference: every interval, test and effect size, and the seeds it would
+      take (`comparisons.table`).
+    verdicts: one row a facet and objective: the verdict of the facet's first measure in a sentence (`verdicts.table`).
+    sensitivity: one row a comparison and check: whether it stands on other images, under the other protocol, without
+      calibration, at equal accuracy (`sensitivity.table`).
+    doses, slopes: measures against an objective's parameter (`dose_response.tables`).
+    agreement: rank correlations of metrics with each other (`agreement.of_metrics`).
+    properties: rank correlations of measures with accuracy, geometry and calibration (`agreement.with_properties`).
+    methods: mean ranks of attribution methods with critical differences (`agreement.of_methods`).
+    reproduction: published numbers beside ours, empty unless the recipes are the study's (`reproduction.table`).
     images: per view, how many images were evaluated and how many are common.
     undefined: per objective, method and metric, how many values are undefined; only where there are any.
     protocols: corrected and published side by side; empty where one protocol ran.
@@ -35,6 +50,15 @@ class Tables:
     trials: pd.DataFrame
     seeds: pd.DataFrame
     measures: pd.DataFrame
+    comparisons: pd.DataFrame
+    verdicts: pd.DataFrame
+    sensitivity: pd.DataFrame
+    doses: pd.DataFrame
+    slopes: pd.DataFrame
+    agreement: pd.DataFrame
+    properties: pd.DataFrame
+    methods: pd.DataFrame
+    reproduction: pd.DataFrame
     images: pd.DataFrame
     undefined: pd.DataFrame
     protocols: pd.DataFrame
@@ -51,16 +75,35 @@ def make(results: Results) -> Tables:
     """All tables of one sweep."""
     reference = reference_objective(results)
     seeds = seed_means(results)
+    views = view_scores.read(results)
+    # Networks that were trained elsewhere are numbered, which is no seed that they share.
+    same_seeds = results.plan.get("kind") != "comparison"
+    compared = comparisons.table(seeds, views, reference, same_seeds=same_seeds)
     measures = statistics.over_seeds(seeds, [*VIEW, *MEASURE, "direction", "objective_label"])
-    comparisons = statistics.compare(seeds, [*VIEW, *MEASURE], reference, family=VIEW)
-    measures = measures.merge(comparisons, "left", ["objective_label", *VIEW, *MEASURE])
+    measures = measures.merge(compared[["objective_label", *VIEW, *MEASURE, *_COMPARED]], "left",
+                              ["objective_label", *VIEW, *MEASURE])  # fmt: skip
     measures["verdict"] = measures["verdict"].fillna("")
-    scores = measures[measures["facet"] != ACCURACY]
-    undefined = scores.loc[scores["undefined"] > 0, [*VIEW, "objective_label", "method", "metric", "undefined"]].copy()
-    undefined["values"] = undefined["undefined"] + scores.loc[undefined.index, "images"]
-    not_cells = pd.DataFrame(results.plan["not_cells"], columns=["method", "metric", "reason"])
-    return Tables(_trials(results), seeds, measures, common_images(results), undefined, _protocols(measures),
-                  _failures(results), not_cells, reference)  # fmt: skip
+    doses, slopes = dose_response.tables(seeds, results)
+    return Tables(
+        trials=_trials(results),
+        seeds=seeds,
+        measures=measures,
+        comparisons=compared,
+        verdicts=verdicts.table(compared, measures),
+        sensitivity=sensitivity.table(seeds, views, compared, reference),
+        doses=doses,
+        slopes=slopes,
+        agreement=agreement.of_metrics(seeds, views),
+        properties=agreement.with_properties(seeds, results),
+        methods=agreement.of_methods(seeds),
+        reproduction=reproduction.table(seeds, compared, reference, results),
+        images=common_images(results),
+        undefined=_undefined(measures),
+        protocols=_protocols(measures),
+        failures=_failures(results),
+        not_cells=pd.DataFrame(results.plan["not_cells"], columns=["method", "metric", "reason"]),
+        reference=reference,
+    )
 
 
 def reference_objective(results: Results) -> str:
@@ -85,34 +128,6 @@ def seed_means(results: Results) -> pd.DataFrame:
     rows = rows.merge(configuration.astype({"backbone": str, "objective_label": str}), on="trial")
     return _ordered(rows, results)[[*VIEW, "objective_label", "seed", "trial", *MEASURE, "direction", "mean", "images",
                                     "undefined"]]  # fmt: skip
-
-
-def representative(measures: pd.DataFrame) -> pd.DataFrame:
-    """The measures that stand for their facets: accuracy, and of each facet the first metric under the first method."""
-    first = measures.drop_duplicates([*VIEW, "facet"])[[*VIEW, *MEASURE]]
-    return measures.merge(first)
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as dicts by column."""
-    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
-
-
-def decimals(values: pd.Series) -> int:
-    """Digits after the point that show three significant ones of the largest value."""
-    largest = float(np.nanmax(np.abs(values.to_numpy(float)), initial=0.0))
-    return int(np.clip(2 - np.floor(np.log10(largest)), 0, 6)) if largest > 0 else 2
-
-
-def number(mean: float, spread: float, digits: int) -> str:
-    """``0.271 ± 0.012``; the mean alone where one seed has no spread, a dash where nothing is defined."""
-    if np.isnan(mean):
-        return "–"
-    return f"{mean:.{digits}f}" if np.isnan(spread) else f"{mean:.{digits}f} ± {spread:.{digits}f}"
-
-
-def arrow(direction: str) -> str:
-    return "↓" if direction == "lower" else "↑"
 
 
 def _ordered(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
@@ -144,6 +159,13 @@ def _trials(results: Results) -> pd.DataFrame:
                 table[name] = pd.Series([None] * len(table), index=table.index, dtype=object)
             table.at[trial, name] = value
     return table.infer_objects().reset_index(names="trial")
+
+
+def _undefined(measures: pd.DataFrame) -> pd.DataFrame:
+    scores = measures[measures["facet"] != ACCURACY]
+    undefined = scores.loc[scores["undefined"] > 0, [*VIEW, "objective_label", "method", "metric", "undefined"]].copy()
+    undefined["values"] = undefined["undefined"] + scores.loc[undefined.index, "images"]
+    return undefined
 
 
 def _protocols(measures: pd.DataFrame) -> pd.DataFrame:

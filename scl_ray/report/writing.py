@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scl_ray.report import figures, gallery, page, tables
+from scl_ray.report import figures, gallery, page, tables, terms
 from scl_ray.results import Results, curves, open_results, plain, sample_images
 
 
@@ -46,7 +46,7 @@ def _draw(results: Results, made: tables.Tables) -> tuple[list[page.View], list[
     views: list[page.View] = []
     drawn: list[figures.Drawn] = []
     with figures.style():
-        for key, measures in made.measures.groupby(tables.VIEW, sort=False):
+        for key, measures in made.measures.groupby(terms.VIEW, sort=False):
             backbone, protocol = map(str, key)
             slug = f"{backbone}-{protocol}"
             seeds = made.seeds[(made.seeds["backbone"] == backbone) & (made.seeds["protocol"] == protocol)]

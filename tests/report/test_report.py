@@ -102,7 +102,9 @@ def test_the_page_says_what_was_found_and_what_is_missing(page):
 def test_tables_and_figures_lie_beside_the_page(out):
     report = out / "demo/report"
     names = {path.stem for path in (report / "tables").iterdir()}
-    assert names == {"trials", "seeds", "measures", "images", "undefined", "protocols", "failures", "not_cells"}
+    assert names == {"trials", "seeds", "measures", "comparisons", "verdicts", "sensitivity", "doses", "slopes",
+                     "agreement", "properties", "methods", "reproduction", "images", "undefined", "protocols",
+                     "failures", "not_cells"}  # fmt: skip
     measures = pd.read_csv(report / "tables/measures.csv", keep_default_na=False)
     row = measures[(measures["protocol"] == "corrected") & (measures["objective_label"] == "supcon τ=0.07")
                    & (measures["metric"] == "complexity") & (measures["method"] == "grad_cam")].iloc[0]  # fmt: skip

@@ -7,7 +7,7 @@ from report import known_sweep as known
 from scipy import stats
 
 from scl_ray import results
-from scl_ray.report import tables
+from scl_ray.report import tables, terms
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_rows_follow_the_configuration(made):
     assert list(dict.fromkeys(made.measures["metric"])) == ["accuracy", *known.TRUTH]
     facets = ["accuracy", "faithfulness", "continuity", "contrastivity", "complexity", "sparseness"]
     assert list(dict.fromkeys(made.measures["facet"])) == facets
-    shown = tables.representative(made.measures)
+    shown = terms.representative(made.measures)
     assert list(dict.fromkeys(zip(shown["metric"], shown["method"], strict=True))) == [
         ("accuracy", ""), ("pixel_flipping_auc", "grad_cam"), ("ssim_continuity", "grad_cam"),
         ("ssim_contrastivity", "grad_cam"), ("complexity", "grad_cam"), ("sparseness", "grad_cam"),
@@ -121,8 +121,8 @@ def test_backbones_are_compared_apart(tmp_path):
 
 
 def test_numbers_for_people():
-    assert tables.number(0.2714, 0.0123, tables.decimals(pd.Series([0.2714, 0.3]))) == "0.271 ± 0.012"
-    assert tables.number(6.814, np.nan, tables.decimals(pd.Series([6.814]))) == "6.81"
-    assert tables.number(np.nan, np.nan, 3) == "–"
-    assert tables.decimals(pd.Series([np.nan, 0.0])) == 2
-    assert (tables.arrow("lower"), tables.arrow("higher")) == ("↓", "↑")
+    assert terms.number(0.2714, 0.0123, terms.decimals(pd.Series([0.2714, 0.3]))) == "0.271 ± 0.012"
+    assert terms.number(6.814, np.nan, terms.decimals(pd.Series([6.814]))) == "6.81"
+    assert terms.number(np.nan, np.nan, 3) == "–"
+    assert terms.decimals(pd.Series([np.nan, 0.0])) == 2
+    assert (terms.arrow("lower"), terms.arrow("higher")) == ("↓", "↑")
