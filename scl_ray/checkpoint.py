@@ -81,8 +81,8 @@ class ExplainedNetwork(nn.Module):
         self.register_buffer("prototypes", prototypes)
 
     @property
-    def cam_layer(self) -> nn.Module:
-        """The module whose output feeds the global pooling: where class activation maps are taken."""
+    def cam_layer(self) -> nn.Module | None:
+        """Where class activation maps are taken, or None to have it found by a forward pass."""
         return backbones.cam_layer(self.backbone)
 
     @property

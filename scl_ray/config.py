@@ -205,6 +205,7 @@ class Trial(Settings):
         *fingerprint* is the dataset's content hash and *image_size* the side of its images in pixels. Settings at
         their defaults are left out, so a later setting does not change the identity of what is already trained.
         """
+        from scl_ray.backbones import timm_models
         from scl_ray.training import TRAINING_VERSION
 
         named = (self.objective.name, self.backbone)
@@ -215,7 +216,8 @@ class Trial(Settings):
             "backbone": self.backbone,
             "seed": self.seed,
             "training": self.training.model_dump(mode="json", exclude_defaults=True, exclude={"workers"}),
-            "code": {name: plugins.source_hash(name) for name in named if plugins.is_plugin(name)},
+            "code": {name: plugins.source_hash(name) for name in named if plugins.is_plugin(name)}
+            | timm_models.version(self.backbone),
         })  # fmt: skip
 
     @property
@@ -256,9 +258,15 @@ class Grid(Settings):
     @field_validator("backbone")
     @classmethod
     def _known(cls, names: list[str]) -> list[str]:
-        from scl_ray.backbones import BACKBONES
+        from scl_ray.backbones import BACKBONES, timm_models
 
-        return [_known_name("backbone", name, BACKBONES) for name in _unique(names)]
+        names = _unique(names)
+        for name in names:
+            if timm_models.is_timm(name):
+                timm_models.check(name)
+            else:
+                _known_name("backbone", name, BACKBONES)
+        return names
 
     @field_validator("objective", "seed")
     @classmethod

@@ -135,6 +135,8 @@ def check_backbones(plan: Plan, names: Sequence[str]) -> None:
             batch = attribution.Batch(network, image, target, reference=reference, reference_labels=labels)
             attribution.check(batch, methods)
             metrics.check(batch, dict.fromkeys(v.cell.metric for v in plan.cells))
+        except InputError:
+            raise
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"grid.backbone: {name} cannot be explained at {size}x{size} pixels ({reason}); change "

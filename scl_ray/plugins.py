@@ -19,11 +19,14 @@ from typing import Any
 
 
 def is_plugin(name: str) -> bool:
-    """Whether *name* has the form ``module:callable``; ``quantus:ClassName`` is a metric of Quantus and no plugin."""
+    """Whether *name* has the form ``module:callable``.
+
+    ``quantus:ClassName`` is a metric of Quantus and ``timm:model`` a backbone of timm, and neither is a plugin.
+    """
     module, separator, attribute = name.partition(":")
     return (
         bool(separator)
-        and module != "quantus"
+        and module not in ("quantus", "timm")
         and all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")])
     )
 

@@ -56,7 +56,7 @@ def _traced(model: nn.Module, images: Tensor) -> fx.GraphModule | None:
 def _in_float32(network: nn.Module, device: torch.device) -> Network:
     # oneDNN is faster with channels last; cuDNN's kernels for full float32 are made for channels first.
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-    network.to(memory_format=layout)
+    _lay_out(network, layout)
     return lambda images: network(images.to(memory_format=layout))
 
 
@@ -66,7 +66,7 @@ def _in_bfloat16(network: fx.GraphModule, images: Tensor) -> Network | None:
     if parts is None:
         return None
     features, read_out = parts
-    features.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    _lay_out(features.to(torch.bfloat16), torch.channels_last)
 
     def scores(images: Tensor) -> Tensor:
         return read_out(features(images.to(torch.bfloat16, memory_format=torch.channels_last)).float())
@@ -78,6 +78,13 @@ def _in_bfloat16(network: fx.GraphModule, images: Tensor) -> Network | None:
             raise
         return None  # it makes tensors of float32 on its way
     return scores
+
+
+def _lay_out(network: nn.Module, layout: torch.memory_format) -> None:
+    # Module.to asks it of tensors with five axes too, for which channels last is another format.
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
 
 
 def _autocast(model: nn.Module) -> Network:

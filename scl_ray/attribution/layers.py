@@ -15,15 +15,21 @@ def cam_layer(model: nn.Module, image: Tensor) -> nn.Module:
         return named
     blocks: list[nn.Module] = []
     maps: Tensor | None = None
-    convolved = False
+    convolved = squeezed = False
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-        nonlocal maps, convolved
+        nonlocal maps, convolved, squeezed
         if not isinstance(output, Tensor):
             return
-        convolved |= isinstance(module, nn.Conv2d)
-        if output.ndim == 3 or (isinstance(module, nn.Conv2d) and inputs[0].shape[-2:] != (1, 1) == output.shape[-2:]):
-            # Tokens, or maps that a convolution shrank to 1x1: what is pooled at the end is no map of the image.
+        convolution = isinstance(module, nn.Conv2d)
+        convolved |= convolution
+        before = inputs[0] if inputs and isinstance(inputs[0], Tensor) else output
+        single = output.shape[-2:] == (1, 1)
+        shrunk = single and before.shape[-2:] != (1, 1)
+        squeezed = single and (squeezed or (shrunk and isinstance(module, nn.MaxPool2d)))
+        if output.ndim == 3 or (convolution and (shrunk or squeezed)) or (shrunk and output.numel() == before.numel()):
+            # Tokens, or maps of 1x1 that a convolution made or went on from, or that had their channels last: what is
+            # pooled at the end is no map of the image.
             maps = None
         elif output.ndim == 4 and convolved and not isinstance(module, _NO_BLOCK) and output.shape[-2:] != (1, 1):
             if output is not maps:
