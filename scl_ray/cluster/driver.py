@@ -57,12 +57,13 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
     tracking.check(uri, sweep.name)
     with contextlib.ExitStack() as stack:
         if address is None:
-            slots = min(map(planning.local_slots, (sweep.resources.train, sweep.resources.evaluate)))
+            train_slots = planning.local_slots(sweep.resources.train)
+            slots = min(train_slots, planning.local_slots(sweep.resources.evaluate))
         else:
             stack.enter_context(connection.connected(address))
-            slots = connection.check_resources(sweep.resources)
+            slots = train_slots = connection.check_resources(sweep.resources)
         dataset = datasets.load(sweep.dataset)
-        check_workers(sweep, len(dataset.train_labels), slots)
+        check_workers(sweep, len(dataset.train_labels), train_slots)
         session.check_writable(store, out)
         if address is not None and folder is not None:
             connection.check_shared_folder(folder)
