@@ -12,7 +12,6 @@ from scl_ray.report import statistics
 from scl_ray.report.statistics import ALPHA, Values
 from scl_ray.report.terms import ACCURACY, MEASURE, VIEW
 from scl_ray.report.view_scores import ViewScores
-from scl_ray.results import Results
 
 MOST_PERMUTED = 7  # 5040 permutations
 FEWEST_TRIALS = 4  # any three points have a rank correlation of at least a half, one way or the other
@@ -49,17 +48,14 @@ def of_metrics(means: pd.DataFrame, views: Iterable[ViewScores]) -> pd.DataFrame
     return pd.DataFrame(rows, columns=columns)
 
 
-def with_properties(means: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """Rank correlations (Spearman) of attribution quality with every number that the trials' records hold (accuracies,
-    temperature, ``geometry/…``, ``calibration/…``) and with the accuracy of what is explained.
+def with_properties(means: pd.DataFrame, properties: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlations (Spearman) of attribution quality with other *properties* of the networks, one column each by
+    trial (accuracies, temperature, ``geometry/…``, ``calibration/…``), and with the accuracy of what is explained.
 
     A positive one says: the more of the property, the better the measure. *means*: `tables.seed_means`. Columns:
     backbone, protocol, facet, metric, method, direction, property; those of `correlations`; p_holm: of
     p_within_objectives over the measure's properties.
     """
-    properties = pd.DataFrame.from_dict(
-        {trial: {name: value for name, value in record.get("metrics", {}).items() if isinstance(value, (int, float))}
-         for trial, record in results.records.items()}, orient="index")  # fmt: skip
     accuracy = means[means["facet"] == ACCURACY]
     rows = []
     for (*key, direction), measure in means[means["facet"] != ACCURACY].groupby(

@@ -131,15 +131,14 @@ def _pairs(wide: BySeed, reference: str) -> Iterator[tuple[str, NDArray[np.bool_
 def _of_images(scores: ViewScores, reference: str) -> Iterator[tuple[object, ...]]:
     """The rows of one view that its scores on common images give."""
     common = scores.common
-    base, seeds = scores.rows(reference), scores.trials["seed"].to_numpy()
-    others = [label for label in scores.trials["objective_label"].unique() if label != reference]
-    if not len(base) or not common.any():
+    rows = {str(label): scores.rows(label) for label in scores.trials["objective_label"].unique()}
+    base, seeds = rows.pop(reference, None), scores.trials["seed"].to_numpy()
+    if base is None or not common.any():
         return
     for measure, values in zip(scores.measures.itertuples(index=False, name=None), scores.values, strict=True):
         *names, direction = measure
         values = values[:, common]
-        for label in others:
-            own = scores.rows(label)
+        for label, own in rows.items():
             sides = values[own], values[base]
             same = np.intersect1d(seeds[own], seeds[base])
             pairs = [values[side[np.isin(seeds[side], same)]] for side in (own, base)]

@@ -1,6 +1,6 @@
 """How a measure answers to an objective's parameter: to the temperature, to the margin."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,6 @@ import pandas as pd
 from scl_ray.report import statistics
 from scl_ray.report.statistics import ALPHA, FEWEST_SEEDS
 from scl_ray.report.terms import MEASURE, VIEW
-from scl_ray.results import Results
 
 _KEYS = [*VIEW, *MEASURE, "direction"]
 SERIES = ["objective", "parameter", "others"]
@@ -16,10 +15,13 @@ _DOSE_COLUMNS = [*_KEYS, *SERIES, "dose", "mean", "low", "high", "spread", "seed
 _SLOPE_COLUMNS = [*_KEYS, *SERIES, "doses", "trials", "scale", "slope", "low", "high", "p", "p_straight"]
 
 
-def tables(means: pd.DataFrame, results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+def tables(
+    means: pd.DataFrame, trials: pd.DataFrame, recipes: Mapping[str, object]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every numeric parameter of an objective that the grid varies, against every measure: the doses and the slopes.
 
-    *means*: `tables.seed_means`. Where several parameters of an objective vary, a series holds the others fixed; they
+    *means*: `tables.seed_means`; *trials*: `Results.trials`; *recipes*: what else sets trials apart, by trial: a series
+    holds trials of one recipe. Where several parameters of an objective vary, a series holds the others fixed; they
     are named in ``others`` (``margin=0.3``, empty where there are none).
 
     Doses, one row a series and dose: backbone, protocol, facet, metric, method, direction, objective (its name),
@@ -34,8 +36,8 @@ def tables(means: pd.DataFrame, results: Results) -> tuple[pd.DataFrame, pd.Data
     seeds at a dose).
     """
     doses, slopes = [], []
-    for series, trials in _series(results):
-        rows = means.drop(columns="objective_label").merge(trials, on="trial")
+    for series, dosed in _series(trials, recipes):
+        rows = means.drop(columns="objective_label").merge(dosed, on="trial")
         for key, measure in rows.groupby(_KEYS, sort=False):
             told = measure.dropna(subset=["mean"])
             at_dose = [(dose, group["mean"].to_numpy(float)) for dose, group in told.groupby("dose")]
@@ -56,14 +58,13 @@ def tables(means: pd.DataFrame, results: Results) -> tuple[pd.DataFrame, pd.Data
     return pd.DataFrame(doses, columns=_DOSE_COLUMNS), found.drop(columns="fewest")
 
 
-def _series(results: Results) -> Iterator[tuple[tuple[str, str, str], pd.DataFrame]]:
+def _series(trials: pd.DataFrame, recipes: Mapping[str, object]) -> Iterator[tuple[tuple[str, str, str], pd.DataFrame]]:
     """Each series' objective, parameter and fixed others, with its trials and their dose."""
-    known = results.trials.astype({"trial": str, "objective": str})
+    known = trials.astype({"trial": str, "objective": str})
     fixed = {"trial", "objective", "objective_label", "backbone", "seed", "dataset"}
     for objective, rows in known.groupby("objective", sort=False):
         varied = [name for name in rows if name not in fixed and rows[name].nunique() > 1]
-        recipe = [str(results.records[trial]["configuration"].get("training")) for trial in rows["trial"]]
-        rows = rows.assign(recipe=recipe)
+        rows = rows.assign(recipe=[str(recipes[trial]) for trial in rows["trial"]])
         for parameter in varied:
             if not pd.api.types.is_numeric_dtype(rows[parameter]) or pd.api.types.is_bool_dtype(rows[parameter]):
                 continue
@@ -72,8 +73,7 @@ def _series(results: Results) -> Iterator[tuple[tuple[str, str, str], pd.DataFra
             for _, group in rows.groupby([*others, "recipe"], observed=True, sort=False, dropna=False):
                 if group[parameter].nunique() > 1:
                     named = ", ".join(f"{name}={group[name].iloc[0]}" for name in others)
-                    trials = group[["trial"]].assign(dose=group[parameter].astype(float))
-                    yield (str(objective), str(parameter), named), trials
+                    yield (str(objective), str(parameter), named), group[["trial"]].assign(dose=group[parameter])
 
 
 def _slope(trials: pd.DataFrame) -> tuple[str, float, float, float, float, float]:

@@ -1,5 +1,7 @@
 """The published numbers beside ours, where a sweep's trials follow the recipes of the published study."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -13,11 +15,14 @@ _COLUMNS = [*VIEW, *MEASURE, "direction", "objective_label", "published", "publi
             "difference", "difference_low", "difference_high", "same_direction"]  # fmt: skip
 
 
-def table(means: pd.DataFrame, compared: pd.DataFrame, reference: str, results: Results) -> pd.DataFrame:
+def table(
+    means: pd.DataFrame, compared: pd.DataFrame, reference: str, recipes: Mapping[str, tuple[str, str]]
+) -> pd.DataFrame:
     """One row a published number that this sweep measures, under each protocol; none when no objective's trials follow
     a recipe of the study (told by dataset, backbone, objective and training, whatever the sweep is called).
 
-    *means*: `tables.seed_means`; *compared*: `comparisons.compare` of them with the *reference*. Columns: backbone,
+    *means*: `tables.seed_means`; *compared*: `comparisons.compare` of them with the *reference*; *recipes*: the study's
+    by objective_label, `recipes_of`. Columns: backbone,
     protocol, facet, metric, method, direction, objective_label;
     published, published_spread (over five seeds, nan where none is printed), published_low, published_high (Student's
     interval over five seeds, widened by the rounding of mean and spread; of the rounding alone without a spread);
@@ -27,7 +32,6 @@ def table(means: pd.DataFrame, compared: pd.DataFrame, reference: str, results: 
     difference_high: ours, and same_direction: whether our interval lies on the published difference's side of zero
     (missing without an interval).
     """
-    recipes = _recipes(results)
     keys = [*VIEW, *MEASURE, "direction"]
     rows = []
     for names, trials in means.groupby([*keys, "objective_label"], sort=False):
@@ -53,8 +57,8 @@ def table(means: pd.DataFrame, compared: pd.DataFrame, reference: str, results: 
     return table[_COLUMNS]
 
 
-def _recipes(results: Results) -> dict[str, tuple[str, str]]:
-    """The study's recipe of each objective's label whose trials all follow it."""
+def recipes_of(results: Results) -> dict[str, tuple[str, str]]:
+    """The study's recipe (dataset, objective) of each objective whose trials all follow it, by objective_label."""
     found: dict[str, set[tuple[str, str] | None]] = {}
     for trial, label in results.trials[["trial", "objective_label"]].astype(str).itertuples(index=False):
         recipe = published_numbers.recognised(results.records[trial]["configuration"])

@@ -159,8 +159,10 @@ def standardised(values: Values, reference: Values) -> Interval:
         size = np.sqrt(1 / one.number + 1 / other.number)
         t = (one.mean - other.mean) / (np.sqrt(np.where(pooled > 0, pooled, np.nan)) * size)
         unbiased = np.exp(gammaln(freedom / 2) - gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2)
-        noncentral = [nctdtrinc(freedom, share, t) for share in (1 - ALPHA / 2, ALPHA / 2)]
-        return Interval(*(unbiased * size * np.where(np.isnan(t), np.nan, at) for at in (t, *noncentral)))
+        low, high = (
+            np.where(np.isnan(t), np.nan, nctdtrinc(freedom, share, t)) for share in (1 - ALPHA / 2, ALPHA / 2)
+        )
+        return Interval(unbiased * size * t, size * low, size * high)
 
 
 def power(difference: float, variances: tuple[float, float], seeds: int, alpha: float = ALPHA) -> float:

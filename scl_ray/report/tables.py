@@ -5,6 +5,7 @@ else.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -83,7 +84,7 @@ def make(results: Results) -> Tables:
     measures = measures.merge(compared[["objective_label", *VIEW, *MEASURE, *_COMPARED]], "left",
                               ["objective_label", *VIEW, *MEASURE])  # fmt: skip
     measures["verdict"] = measures["verdict"].fillna("")
-    doses, slopes = dose_response.tables(seeds, results)
+    doses, slopes = dose_response.tables(seeds, results.trials, _recipes(results))
     return Tables(
         trials=_trials(results),
         seeds=seeds,
@@ -94,9 +95,9 @@ def make(results: Results) -> Tables:
         doses=doses,
         slopes=slopes,
         agreement=agreement.of_metrics(seeds, views),
-        properties=agreement.with_properties(seeds, results),
+        properties=agreement.with_properties(seeds, _properties(results)),
         methods=agreement.of_methods(seeds),
-        reproduction=reproduction.table(seeds, compared, reference, results),
+        reproduction=reproduction.table(seeds, compared, reference, reproduction.recipes_of(results)),
         images=common_images(results),
         undefined=_undefined(measures),
         protocols=_protocols(measures),
@@ -159,6 +160,16 @@ def _trials(results: Results) -> pd.DataFrame:
                 table[name] = pd.Series([None] * len(table), index=table.index, dtype=object)
             table.at[trial, name] = value
     return table.infer_objects().reset_index(names="trial")
+
+
+def _recipes(results: Results) -> dict[str, Any]:
+    return {trial: record["configuration"].get("training") for trial, record in results.records.items()}
+
+
+def _properties(results: Results) -> pd.DataFrame:
+    """What training measured of each trial, one column a property."""
+    measured = {trial: record.get("metrics", {}) for trial, record in results.records.items()}
+    return pd.DataFrame.from_dict(measured, orient="index").apply(pd.to_numeric, errors="coerce")
 
 
 def _undefined(measures: pd.DataFrame) -> pd.DataFrame:

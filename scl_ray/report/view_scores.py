@@ -71,12 +71,16 @@ def _read(results: Results, backbone: str, protocol: str) -> ViewScores:
         SELECT enum_code(trial)::INT AS trial, enum_code(method)::INT AS method, enum_code(metric)::INT AS metric,
                image, value
         FROM scores JOIN trials USING (trial) JOIN cells USING (method, metric)
-        JOIN compared USING (backbone, protocol, image) WHERE backbone = $1 AND protocol = $2""",
+        WHERE backbone = $1 AND protocol = $2""",
         view,
     )
     while len(rows := found.fetch_df_chunk(_CHUNK)):
-        at = cell_at[method_at[rows["method"]], metric_at[rows["metric"]]]
-        values[at, trial_at[rows["trial"]], np.searchsorted(images, rows["image"])] = rows["value"]
+        cell = cell_at[method_at[rows["method"]], metric_at[rows["metric"]]]
+        trial = trial_at[rows["trial"]]
+        image = np.minimum(np.searchsorted(images, rows["image"]), len(images) - 1)
+        # Scores whose prediction is not stored yet have no place.
+        kept = (trial >= 0) & (images[image] == rows["image"].to_numpy())
+        values[cell[kept], trial[kept], image[kept]] = rows["value"].to_numpy()[kept]
     measures = cells.assign(metric=cells["plain_metric"], method=cells["plain_method"])[[*MEASURE, "direction"]]
     return ViewScores(backbone, protocol, measures.astype(str), trials[["trial", "objective_label", "seed"]].astype(
         {"trial": str, "objective_label": str}), images, values, correct)  # fmt: skip
