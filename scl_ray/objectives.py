@@ -87,6 +87,8 @@ def triplet(margin: float = 0.3, mining: Literal["semi_hard", "hard"] = "semi_ha
     """
 
     def mined(features: Tensor, labels: Tensor) -> Tensor:
+        # Only differences count. Far from the origin, as after a ReLU, rounding would decide which negative is nearest.
+        features = features - features.detach().mean(dim=0)
         distances = torch.cdist(features, features)
         positive, itself = _positives(labels)
         to_negatives = distances.masked_fill(positive | itself, torch.inf)

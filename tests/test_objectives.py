@@ -210,6 +210,22 @@ def test_triplet_on_a_larger_batch(mining, scale):
     assert loss.item() == pytest.approx(triplet_formula(0.3, mining)(rows(z), labels.tolist()), abs=1e-10)
 
 
+@pytest.mark.parametrize("mining", ["semi_hard", "hard"])
+def test_triplet_of_features_far_from_the_origin_is_as_exact_as_near_it(mining):
+    """As they are after a ReLU: one large mean, and classes that lie close together around it."""
+    labels = torch.arange(64) % 7
+    z = (outputs(64, size=512, scale=0.005) + 1.3).float()  # |z| is 29, distances are 0.16
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = z.to(dtype).requires_grad_()
+        loss = OBJECTIVES["triplet"](0.3, mining).loss(leaf, labels)
+        loss.backward()
+        results.append((loss.item(), leaf.grad.double()))
+    # Float32 rounds at 6e-8, and distances are sums of squares of 512 numbers.
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert (results[1][1] - results[0][1]).norm() < 1e-5 * results[0][1].norm()
+
+
 def test_semi_hard_triplets_are_among_the_librarys():
     z, labels, margin = outputs(60, scale=0.3), torch.arange(60) % 7, 0.3
     miner = TripletMarginMiner(margin, "semihard", distance=LpDistance(normalize_embeddings=False))
