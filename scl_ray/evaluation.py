@@ -1,8 +1,7 @@
 """One shard: explain a range of test images by all methods, score the maps, and lay the values out as Arrow tables."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -15,6 +14,7 @@ from torch import Tensor
 from scl_ray import attribution, metrics, plugins, specs
 from scl_ray.config import Cell
 from scl_ray.memory import bounded, fitting, in_batches
+from scl_ray.precision import full_float32
 
 if TYPE_CHECKING:
     from scl_ray.checkpoint import Checkpoint
@@ -89,7 +89,7 @@ def evaluate(
     device = torch.device(device)
     found = _Rows([], [], [], [])
     predictions: dict[str, pa.Table] = {}
-    with _full_float32(device), bounded(device, memory):
+    with full_float32(device), bounded(device, memory):
         for protocol, name in names.items():
             own = [cell for cell in cells if protocol_of(cell) == protocol]
             if not own and name not in readouts:
@@ -242,18 +242,6 @@ def reference_images(dataset: "Dataset") -> np.ndarray:
     """Indices of the training images that methods and metrics compare with: the first `REFERENCE` of every class."""
     labels = dataset.train_labels
     return np.sort(np.concatenate([np.flatnonzero(labels == k)[:REFERENCE] for k in range(len(dataset.classes))]))
-
-
-@contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """Without TF32, whose ten bits of mantissa would make values depend on the batch size."""
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
 
 
 def _prediction_rows(images: np.ndarray, labels: np.ndarray, batch: attribution.Batch) -> pa.Table:

@@ -11,6 +11,7 @@ from scl_ray.checkpoint import Checkpoint
 from scl_ray.config import Trial
 from scl_ray.datasets import Dataset
 from scl_ray.feed import on_device
+from scl_ray.precision import full_float32
 
 Kind = Literal["own_layer", "linear_probe"]
 
@@ -30,9 +31,10 @@ def finish(
     device = torch.device(device)
     network, _ = training.build(dataset, trial, device)
     network.load_state_dict(state["network"])
-    features: dict[str, Tensor] = {
-        split: training.features(network.backbone, dataset, split, device) for split in SPLITS
-    }
+    with full_float32(device):  # as these features are explained
+        features: dict[str, Tensor] = {
+            split: training.features(network.backbone, dataset, split, device) for split in SPLITS
+        }
     if not all(bool(values.isfinite().all()) for values in features.values()):
         # The last step's loss was finite, but the update it led to was not.
         raise training.Diverged(f"the features are not finite after epoch {state['epoch']}")
