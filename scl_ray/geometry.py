@@ -13,7 +13,7 @@ from torch.nn import functional
 
 # What costs the square of the number of images, or of features, is measured on no more images than this.
 COMPARED = 10_000
-CHUNK = 4096
+CHUNK = 1024
 EPSILON = torch.finfo(torch.float64).eps
 
 Values = dict[str, float | None]
