@@ -134,7 +134,7 @@ def apply(images: Tensor, draws: Draws, *, is_cropped: bool = False) -> Tensor:
     if crops and not is_cropped:
         images = _cropped(images, draws)
     elif augmentation.flip:
-        flip = _on(images.device, draws.flip)
+        flip = sent(draws.flip, images.device)
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
     if augmentation.jitter or augmentation.grey:
         images = _recoloured(images, draws)
@@ -147,7 +147,7 @@ def _cropped(images: Tensor, draws: Draws) -> Tensor:
     """Crop, resize bilinearly to the old size, flip: one matrix for the rows of each image and one for its columns."""
     count, _, *sides = images.shape
     cut = boxes(draws, torch.tensor(sides).expand(count, 2))
-    table = _on(images.device, torch.cat([cut, draws.flip[:, None]], dim=1).float())
+    table = sent(torch.cat([cut, draws.flip[:, None]], dim=1).float(), images.device)
     rows, columns = (
         _bilinear(first[:, None], length[:, None], side)
         for first, length, side in zip(table[:, 0:2].T, table[:, 2:4].T, sides, strict=True)
@@ -185,7 +185,7 @@ def _recoloured(images: Tensor, draws: Draws) -> Tensor:
     others = draws.order[draws.order != HUE].view(-1, STEPS - 1)
     steps = torch.stack([draws.colour.gather(1, others), others == CONTRAST, others == SATURATION], dim=2)[by_place]
     steps, turn, grey, there, back = (
-        _on(images.device, drawn)
+        sent(drawn, images.device)
         for drawn in (
             steps.float(),
             draws.colour[by_place, HUE].float(),
@@ -243,7 +243,7 @@ def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
     The kernel is as wide as a tenth of the side, made odd (Chen et al. 2020): below 20 pixels nothing is blurred.
     """
     chosen = sigma.nonzero()[:, 0]
-    rows, sigma = _on(images.device, chosen), _on(images.device, sigma[chosen].float())
+    rows, sigma = (sent(each, images.device) for each in (chosen, sigma[chosen].float()))
     vertical, horizontal = (_gaussian(sigma, side) for side in images.shape[2:])
     return images.index_copy(0, rows, _resampled(images.index_select(0, rows), vertical, horizontal))
 
@@ -257,6 +257,6 @@ def _gaussian(sigma: Tensor, side: int) -> Tensor:
     return torch.einsum("jik,nk->nij", reflected.unfold(1, 2 * radius + 1, 1), kernel)
 
 
-def _on(device: torch.device, drawn: Tensor) -> Tensor:
+def sent(drawn: Tensor, device: torch.device) -> Tensor:
     """*drawn* on *device*. From pinned memory, since a copy from other memory may wait for what the device does."""
     return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn

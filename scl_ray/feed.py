@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scl_ray.augment import Augmentation, Draws, apply, boxes, draw
+from scl_ray.augment import Augmentation, Draws, apply, boxes, draw, sent
 from scl_ray.datasets import Dataset
 from scl_ray.datasets.files import AT_ONCE, ImageFiles, threads
 
@@ -77,7 +77,7 @@ class Feed:
         """
         for rows, draws, images in self._gathered(self._drawn(generator)):
             views = apply(images.float().div_(255), draws, is_cropped=self.is_cut)
-            yield self.pixels.normalised(views), self.labels[_sent(rows.repeat(self.views), self.labels.device)]
+            yield self.pixels.normalised(views), self.labels[sent(rows.repeat(self.views), self.labels.device)]
 
     def _drawn(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Draws]]:
         """This worker's images (n,) of each batch, and what is random about their V views."""
@@ -93,7 +93,7 @@ class Feed:
             yield from _ahead(self.images, batches, self.views, self.labels.device, parts)
         else:
             for rows, draws in batches:
-                yield rows, draws, self.images[_sent(rows.repeat(self.views), self.images.device)]
+                yield rows, draws, self.images[sent(rows.repeat(self.views), self.images.device)]
 
 
 def in_order(images: NDArray[Any] | ImageFiles, pixels: Pixels, device: torch.device) -> Iterator[Tensor]:
@@ -155,11 +155,6 @@ def _parts(draws: Draws, span: slice, sizes: NDArray[np.int64], *, views: int) -
     rows = torch.arange(len(draws.flip)).view(views, -1)[:, span].flatten()
     cut = boxes(draws.of(rows), torch.from_numpy(sizes).repeat(views, 1))
     return cut.view(views, -1, 4).numpy()
-
-
-def _sent(chosen: Tensor, device: torch.device) -> Tensor:
-    """*chosen* on *device*. From pinned memory, since a copy from other memory may wait for what the device does."""
-    return chosen.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else chosen
 
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
