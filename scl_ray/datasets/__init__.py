@@ -61,7 +61,7 @@ DATASETS: dict[str, Callable[[DatasetConfig], Source]] = {
 }
 _FINGERPRINTS = {"image_folder": image_folder.fingerprint, "imagenet_s50": imagenet_s.fingerprint}
 
-_CHUNK = 1024  # images whose pixels are counted together
+_CHUNK = 1024  # images that are resized, or whose pixels are counted, together
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,15 +107,8 @@ def load(config: DatasetConfig, *, to_train: bool = True) -> Dataset:
     once, and when they change. Raises InputError when something is missing, empty, broken or inconsistent.
     """
     source = _read(config)
-    if to_train and len(source.train_labels) == 0:
-        raise InputError(f"dataset {config.name}: {config.root} holds test images alone; add train/, with a "
-                         "folder per class, or set dataset.root to a folder that has it")  # fmt: skip
+    _check(config, source, to_train)
     size = config.image_size or (INFO[config.name].image_size if config.name in INFO else source.test_images.shape[-1])
-    for images, labels in ((source.train_images, source.train_labels), (source.test_images, source.test_labels)):
-        if len(images) != len(labels):
-            raise InputError(
-                f"dataset {config.name}: has {len(images)} images for {len(labels)} labels; fetch it again"
-            )
     train, test = _resized(source.train_images, size), _resized(source.test_images, size)
     order = stratified_order(source.train_labels)
     held_out = round(config.validation * len(order))
@@ -125,11 +118,16 @@ def load(config: DatasetConfig, *, to_train: bool = True) -> Dataset:
             f"dataset.validation {config.validation}; give more images"
         )
     validation, kept = np.sort(order[:held_out]), np.sort(order[held_out:])
+    if to_train and (lost := np.setdiff1d(source.train_labels, source.train_labels[kept])).size:
+        raise InputError(
+            f"dataset {config.name}: all training images of the class {source.classes[lost[0]]!r} would be validation "
+            f"images; give more of them, or lower dataset.validation {config.validation}"
+        )
     content = source.fingerprint or _content_hash(source)
     for split, used in (("train", train if to_train else None), ("test", test)):
         if isinstance(used, ImageFiles):
             # Found out after hours of training, a broken file would cost them.
-            remembered("readable", f"{content} {split}", partial(_check, used))
+            remembered("readable", f"{content} {split}", partial(_decoded, used))
     train, validation_images = _of(train, kept), _of(train, validation)
     mean, std = source.statistics or _statistics(train, f"{content} {size} {config.validation}")
     return Dataset(
@@ -163,7 +161,24 @@ def _read(config: DatasetConfig) -> Source:
     return user.read(config) if plugins.is_plugin(config.name) else DATASETS[config.name](config)
 
 
-def _check(images: ImageFiles) -> str:
+def _check(config: DatasetConfig, source: Source, to_train: bool) -> None:
+    """Raise InputError unless there is something to train on, or at least to evaluate, with labels that fit it."""
+    name = f"dataset {config.name}"
+    if to_train and len(source.train_labels) == 0:
+        raise InputError(f"{name}: {config.root} holds test images alone; add train/, with a folder per class, or set "
+                         "dataset.root to a folder that has it")  # fmt: skip
+    if to_train and len(source.classes) == 1:
+        raise InputError(f"{name}: has the class {source.classes[0]!r} alone, so there is nothing to tell apart; add "
+                         "images of another class")  # fmt: skip
+    for images, labels in ((source.train_images, source.train_labels), (source.test_images, source.test_labels)):
+        if len(images) != len(labels):
+            raise InputError(f"{name}: has {len(images)} images for {len(labels)} labels; fetch it again")
+        if wrong := set(labels.tolist()) - set(range(len(source.classes))):
+            raise InputError(f"{name}: has the label {min(wrong)}, which is none of its {len(source.classes)} classes; "
+                             "fetch it again, or set dataset.root to where it is")  # fmt: skip
+
+
+def _decoded(images: ImageFiles) -> str:
     images.check()
     return "yes"
 
@@ -188,10 +203,12 @@ def _resized(images: Images | ImageFiles, size: int) -> Images | ImageFiles:
     if isinstance(images, ImageFiles):
         return images  # which are of the size asked for
     if images.shape[-2:] != (size, size):
-        chunks = (torch.tensor(images[first : first + 4096]) for first in range(0, len(images), 4096))
-        images = np.concatenate(
-            [functional.interpolate(chunk, (size, size), mode="bilinear", antialias=True).numpy() for chunk in chunks]
-        )
+        resized = np.empty((*images.shape[:2], size, size), np.uint8)
+        for first in range(0, len(images), _CHUNK):
+            span = slice(first, first + _CHUNK)
+            chunk = torch.tensor(images[span])
+            resized[span] = functional.interpolate(chunk, (size, size), mode="bilinear", antialias=True)
+        images = resized
     return np.repeat(images, 3, axis=1) if images.shape[1] == 1 else np.ascontiguousarray(images)
 
 

@@ -65,7 +65,7 @@ class ImageFiles:
 
         def check(names: tuple[str, ...]) -> None:
             for path in (self.root / name for name in names):
-                loaded(opened(path), path)
+                coloured(opened(path), path)
 
         groups = (self.names[first : first + AT_ONCE] for first in range(0, len(self), AT_ONCE))
         with ThreadPoolExecutor(threads()) as pool:
@@ -75,7 +75,7 @@ class ImageFiles:
         """Write the squares of n images *into* (V, n, S, S, 3): the same in each of V views."""
         for place, index in enumerate(indices):
             path = self.root / self.names[index]
-            into[:, place] = np.asarray(self.fit(loaded(opened(path), path).convert("RGB"), self.side))
+            into[:, place] = np.asarray(self.fit(coloured(opened(path), path), self.side))
 
     def decode_parts(self, indices: Sequence[int] | NDArray[np.int64], boxes: Boxes, into: NDArray[np.uint8]) -> None:
         """Write parts of n images, cut from the files' own pixels, *into* (V, n, S, S, 3). A file is decoded once."""
@@ -83,7 +83,7 @@ class ImageFiles:
         pictures = [opened(path) for path in paths]
         cuts = boxes(np.array([(picture.height, picture.width) for picture in pictures]))
         for place, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
-            whole = loaded(picture, path).convert("RGB")
+            whole = coloured(picture, path)
             for view, (top, left, height, width) in enumerate(cuts[:, place].tolist()):
                 part = whole.crop((left, top, left + width, top + height))
                 into[view, place] = np.asarray(part.resize((self.side, self.side), Image.Resampling.BILINEAR))
@@ -105,6 +105,21 @@ def loaded(picture: Image.Image, path: Path) -> Image.Image:
     with _readable(path):
         picture.load()
     return picture
+
+
+def coloured(picture: Image.Image, path: Path) -> Image.Image:
+    """The picture, opened from *path*, in red, green and blue of 8 bits each. Raises InputError."""
+    if picture.mode.startswith(("I", "F")):
+        # Pillow would cut off at 255 whatever is brighter, without a word.
+        raise InputError(f"{path}: has more than 8 bits a pixel, of a range that is not known; save it with 8 bits")
+    return loaded(picture, path).convert("RGB")
+
+
+def check_same_size(mask: Image.Image, path: Path, image: Path) -> None:
+    """Raise InputError unless the *mask* at *path* is as large as the picture at *image*."""
+    if mask.size != opened(image).size:
+        raise InputError(f"{path}: is {mask.width}x{mask.height}, and its image {image.name} is not; replace the mask, "
+                         "or remove both")  # fmt: skip
 
 
 @contextmanager

@@ -9,14 +9,15 @@ import gzip
 import io
 import pickle
 import struct
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import numpy as np
-from numpy._core.multiarray import _reconstruct
 from numpy.typing import NDArray
 
 from scl_ray.config import DatasetConfig, InputError
@@ -88,7 +89,9 @@ def _idx(config: DatasetConfig, name: str, hint: str = "") -> Source:
         folder = root
     if not all(_packed_or_not(folder / file) for file in names):
         raise _missing(config, f"{name}/raw/{names[0]} with the three files that belong to it", hint)
-    train_images, train_labels, test_images, test_labels = (_read_idx(folder / file) for file in names)
+    train_images, train_labels, test_images, test_labels = (
+        _read_idx(folder / file, rank) for file, rank in zip(names, (3, 1, 3, 1), strict=True)
+    )
     return Source(
         tuple(known.classes),
         train_images[:, None],
@@ -102,18 +105,19 @@ def _packed_or_not(path: Path) -> Path | None:
     return next((file for file in (path, path.with_name(path.name + ".gz")) if file.is_file()), None)
 
 
-def _read_idx(path: Path) -> NDArray[np.uint8]:
+def _read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
     """An IDX file: two zero bytes, the type (8: unsigned byte), the rank, the sizes big-endian, the values."""
     file = _packed_or_not(path) or path
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        _, kind, rank = struct.unpack_from(">HBB", data)
-        shape = struct.unpack_from(f">{rank}I", data, 4)
-        values = np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (OSError, EOFError, struct.error, ValueError) as error:
+        _, kind, axes = struct.unpack_from(">HBB", data)
+        shape = struct.unpack_from(f">{axes}I", data, 4)
+        values = np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise InputError(f"{file}: is not a whole IDX file ({error}); fetch it again") from error
-    if kind != 8:
-        raise InputError(f"{file}: holds IDX values of type {kind}, not bytes; fetch it again")
+    if (kind, axes) != (8, rank):
+        raise InputError(f"{file}: holds IDX values of type {kind} along {axes} axes, not bytes (type 8) along {rank}; "
+                         "fetch it again")  # fmt: skip
     return values
 
 
@@ -130,39 +134,71 @@ def _cifar(config: DatasetConfig, name: str, label_key: str) -> Source:
         raise _missing(config, f"{known.base_folder}/")
     images, labels = {}, {}
     for split, files in (("train", known.train_list), ("test", known.test_list)):
-        batches = [_read_cifar(folder / file, ("data", label_key)) for file, _ in files]
-        images[split] = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        labels[split] = np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
-    names = known.meta["key"]
-    classes = tuple(map(str, _read_cifar(folder / known.meta["filename"], (names,))[names]))
+        batches = [_cifar_batch(folder / file, label_key) for file, _ in files]
+        images[split] = np.concatenate([pixels for pixels, _ in batches])
+        labels[split] = np.concatenate([truth for _, truth in batches])
+    classes = _cifar_classes(folder / known.meta["filename"], known.meta["key"])
     return Source(classes, images["train"], labels["train"], images["test"], labels["test"])
 
 
-_PLAIN = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+_NUMPYS = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
 }
 
 
+class _Described:
+    """An array, or its type, as a pickle describes it. numpy itself trusts any description, and crashes with some."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+    def array(self) -> NDArray[np.uint8]:
+        _, shape, kind, is_by_columns, values = self.state
+        if kind.arguments[0] != "u1":
+            raise ValueError(f"an array of {kind.arguments[0]}, not of bytes")
+        content = values if isinstance(values, bytes) else values.encode("latin1")
+        return np.frombuffer(content, np.uint8).reshape(shape, order="F" if is_by_columns else "C")
+
+
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds numbers, strings, lists, dicts and numpy arrays, and refuses everything else a pickle could call."""
+    """Builds numbers, strings, lists, dicts and descriptions of arrays, and refuses all else a pickle could call."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PLAIN:
+        if (module, name) not in _NUMPYS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _PLAIN[module, name]
+        return _Described
 
 
-def _read_cifar(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+def _cifar_batch(path: Path, label_key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    with _broken_is_refused(path):
+        batch = _unpickled(path)
+        return batch["data"].array().reshape(-1, 3, 32, 32), np.asarray(batch[label_key], np.int64).reshape(-1)
+
+
+def _cifar_classes(path: Path, key: str) -> tuple[str, ...]:
+    with _broken_is_refused(path):
+        return tuple(map(str, _unpickled(path)[key]))
+
+
+def _unpickled(path: Path) -> Any:
+    return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+
+
+@contextmanager
+def _broken_is_refused(path: Path) -> Iterator[None]:
     try:
-        batch = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except (OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, IndexError, KeyError) as error:
-        raise InputError(f"{path}: is not a CIFAR batch file ({error}); fetch it again") from error
-    if not isinstance(batch, dict) or not all(key in batch for key in keys):
-        raise InputError(f"{path}: is not a CIFAR batch file (it lacks {' or '.join(keys)}); fetch it again")
-    return batch
+        yield
+    except (OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError,
+            ArithmeticError, MemoryError) as error:  # fmt: skip
+        # All of these are what unpickling and using nonsense may raise.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path}: is not a whole CIFAR batch file ({reason}); fetch it again") from error
 
 
 def _root(config: DatasetConfig) -> Path:

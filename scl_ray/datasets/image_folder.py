@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scl_ray.config import DatasetConfig, InputError
-from scl_ray.datasets.files import ImageFiles, content_hash, filled_images_in, folders_in, images_in, loaded, opened
+from scl_ray.datasets.files import (
+    ImageFiles,
+    check_same_size,
+    content_hash,
+    filled_images_in,
+    folders_in,
+    images_in,
+    loaded,
+    opened,
+)
 from scl_ray.datasets.formats import Source
 
 DEFAULT_IMAGE_SIZE = 224
@@ -41,7 +50,7 @@ def read(config: DatasetConfig) -> Source:
         train_labels=labels["train"],
         test_images=images["test"][:] if is_small else images["test"],
         test_labels=labels["test"],
-        test_masks=np.stack([_mask(path, size) for path in masks]) if masks else None,
+        test_masks=_masks(masks, images["test"], size) if masks else None,
         fingerprint=_fingerprint(root, files),
     )
 
@@ -113,8 +122,14 @@ def _is_of_classes(root: Path) -> bool:
     return any(images_in(folder) for folder in folders_in(root))
 
 
-def _mask(path: Path, size: int) -> NDArray[np.bool_]:
+def _masks(paths: list[Path], images: ImageFiles, size: int) -> NDArray[np.bool_]:
+    pictures = (images.root / name for name in images.names)
+    return np.stack([_mask(path, picture, size) for path, picture in zip(paths, pictures, strict=True)])
+
+
+def _mask(path: Path, picture: Path, size: int) -> NDArray[np.bool_]:
     image = loaded(opened(path), path)
+    check_same_size(image, path, picture)
     # Without an alpha channel, which is non-zero everywhere; palettes count by index, as in segmentation sets.
     values = np.asarray(image if image.mode in ("1", "L", "P", "I", "I;16", "F") else image.convert("RGB"))
     inside = values.any(axis=-1) if values.ndim == 3 else values != 0

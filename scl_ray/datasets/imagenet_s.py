@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scl_ray.config import DatasetConfig, InputError
-from scl_ray.datasets.files import ImageFiles, content_hash, filled_images_in, folders_in, loaded, opened, threads
+from scl_ray.datasets.files import (
+    ImageFiles,
+    check_same_size,
+    content_hash,
+    filled_images_in,
+    folders_in,
+    loaded,
+    opened,
+    threads,
+)
 from scl_ray.datasets.formats import Source
 
 IMAGE_SIZE = 224
@@ -201,8 +210,6 @@ def _masks(files: _Files, size: int) -> NDArray[np.bool_]:
 def _own(number: int, path: Path, image: Path) -> NDArray[np.bool_]:
     """Where the mask at *path* has the *number* of its image's category; 0 is any other thing, 1000 to be ignored."""
     mask = loaded(opened(path), path)
-    if mask.size != opened(image).size:
-        raise InputError(f"{path}: is {mask.width}x{mask.height}, and its image {image.name} is not; replace the mask, "
-                         "or remove both")  # fmt: skip
+    check_same_size(mask, path, image)
     red, green = np.asarray(mask.convert("RGB"), np.int64)[..., :2].transpose(2, 0, 1)
     return red + 256 * green == number

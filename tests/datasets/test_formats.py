@@ -159,6 +159,24 @@ class TestCifar:
         assert str(file) in message
         assert not victim.exists()
 
+    @pytest.mark.parametrize(
+        ("written", "broken"),
+        [
+            (b"X\2\0\0\0u1", b"X\2\0\0\0O8"),  # objects: numpy would take the pixels for their addresses
+            (b"X\2\0\0\0u1", b"X\2\0\0\0f8"),
+            (b"K\x1eM\0\x0c", b"K\x1fM\0\x0c"),  # the shape: 31 images, of which 30 are there
+            (b"T\6\0\0\0labels", b"T\6\0\0\0labell"),
+        ],
+    )
+    def test_an_array_that_is_not_what_it_says_is_refused(self, tmp_path, written, broken):
+        write_cifar(tmp_path, published.CIFAR10, b"labels", 10)
+        file = tmp_path / published.CIFAR10.base_folder / "data_batch_2"
+        content = file.read_bytes()
+        assert content.count(written) == 1
+        file.write_bytes(content.replace(written, broken))
+        message = refused(DatasetConfig(name="cifar10", root=str(tmp_path)))
+        assert f"{file}: is not a whole CIFAR batch file" in message
+
     @pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps([1]), pickle.dumps({"data": 1})])
     def test_a_broken_file_is_named(self, tmp_path, content):
         write_cifar(tmp_path, published.CIFAR10, b"labels", 10)
@@ -222,6 +240,23 @@ class TestIdx:
         file = tmp_path / "t10k-images-idx3-ubyte"
         file.write_bytes(file.read_bytes()[:-1])
         assert str(file) in refused(DatasetConfig(name="mnist", root=str(tmp_path)))
+
+    def test_a_packed_file_with_a_wrong_byte_is_named(self, tmp_path):
+        write_mnist(tmp_path, ".gz")
+        file = tmp_path / "train-images-idx3-ubyte.gz"
+        content = bytearray(file.read_bytes())
+        content[1000:1100] = bytes(100)
+        file.write_bytes(content)
+        assert str(file) in refused(DatasetConfig(name="mnist", root=str(tmp_path)))
+
+    def test_files_of_something_else_are_refused(self, tmp_path):
+        files = write_mnist(tmp_path, "")
+        config = DatasetConfig(name="mnist", root=str(tmp_path))
+        images, labels = tmp_path / "t10k-images-idx3-ubyte", tmp_path / "t10k-labels-idx1-ubyte"
+        write_idx(labels, files[labels.name] + 1)
+        assert "has the label 10, which is none of its 10 classes" in refused(config)
+        write_idx(images, files[labels.name])
+        assert f"{images}: holds IDX values of type 8 along 1 axes" in refused(config)
 
     def test_download_fetches_the_published_files(self, tmp_path, monkeypatch, served):
         write_mnist(tmp_path / "mirror", ".gz")

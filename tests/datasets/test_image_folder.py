@@ -1,5 +1,6 @@
 """Folders of images of any size and format, with and without masks, in memory and in their files."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +64,13 @@ class TestImageFolder:
         assert datasets.load(folder_config(folder, image_size=16)).test_masks is None
 
     def test_masks_count_by_colour_or_by_index_but_not_by_transparency(self, folder):
-        coloured = Image.new("RGBA", (48, 48), (0, 0, 0, 255))
-        coloured.paste((0, 0, 9, 255), (0, 0, 24, 48))
-        indexed = Image.new("P", (48, 48), 0)
-        indexed.putpalette([0, 0, 0] * 256)
-        indexed.paste(7, (0, 0, 24, 48))
         first, second = sorted((folder / "masks" / "one").iterdir())[:2]
+        (width, height), other = (Image.open(path).size for path in (first, second))
+        coloured = Image.new("RGBA", (width, height), (0, 0, 0, 255))
+        coloured.paste((0, 0, 9, 255), (0, 0, width // 2, height))
+        indexed = Image.new("P", other, 0)
+        indexed.putpalette([0, 0, 0] * 256)
+        indexed.paste(7, (0, 0, other[0] // 2, height))
         coloured.save(first)
         indexed.save(second)
         masks = datasets.load(folder_config(folder, image_size=48)).test_masks
@@ -124,6 +126,21 @@ class TestImageFolder:
         path.write_bytes(path.read_bytes()[:40])
         assert str(path) in refused(folder_config(folder))
 
+    def test_a_mask_of_another_size_is_refused(self, folder):
+        path = next((folder / "masks" / "one").iterdir())
+        Image.open(path).rotate(90, expand=True).save(path)
+        assert f"{path}: is 56x4" in refused(folder_config(folder))
+
+    @pytest.mark.parametrize("in_memory", [True, False])
+    @pytest.mark.parametrize(("values", "suffix"), [(np.uint16, "png"), (np.int32, "tif"), (np.float32, "tif")])
+    def test_images_of_more_than_eight_bits_are_refused(self, folder, monkeypatch, values, suffix, in_memory):
+        """Not cut off at 255, which would leave most of them white."""
+        path = folder / "train" / "one" / f"deep.{suffix}"
+        Image.fromarray(np.arange(0, 40_000, 100).reshape(20, 20).astype(values)).save(path)
+        monkeypatch.setattr(image_folder, "IN_MEMORY", 2**32 if in_memory else 0)
+        message = refused(folder_config(folder, image_size=16))
+        assert f"{path}: has more than 8 bits" in message
+
     def test_a_missing_mask_is_named(self, folder):
         path = next((folder / "masks" / "one").iterdir())
         path.unlink()
@@ -135,6 +152,20 @@ class TestImageFolder:
 
     def test_too_few_images_to_validate_on_are_refused(self, folder):
         assert "dataset.validation" in refused(folder_config(folder, validation=0.001, image_size=8))
+
+    def test_a_class_alone_is_refused_where_something_is_trained(self, folder):
+        for label in ("two", "zero"):
+            for split in ("train", "test", "masks"):
+                shutil.rmtree(folder / split / label)
+        assert "the class 'one' alone" in refused(folder_config(folder, image_size=8))
+        assert datasets.load(folder_config(folder, image_size=8), to_train=False).classes == ("one",)
+
+    def test_a_class_without_a_training_image_is_refused(self, folder):
+        for label in ("one", "two", "zero"):
+            for path in sorted((folder / "train" / label).iterdir())[1:]:
+                path.unlink()
+        message = refused(folder_config(folder, validation=0.4, image_size=8))
+        assert "would be validation images" in message
 
     def test_images_beyond_what_memory_should_hold_stay_in_their_files_and_are_the_same(
         self, folder, tmp_path, monkeypatch
