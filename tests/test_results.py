@@ -1,11 +1,17 @@
 """The tidy tables, against a store whose every number is known."""
 
+import io
+import subprocess
+import sys
+
 import numpy as np
+import pandas as pd
 import pytest
 from report import known_sweep as known
 
 from scl_ray import results
 from scl_ray.config import Cell, InputError
+from scl_ray.results.__main__ import main
 from scl_ray.store import Versioned
 
 
@@ -234,3 +240,67 @@ def test_a_plan_that_is_not_json_is_one_sentence(tmp_path):
     known.write(tmp_path, seeds=(0,)).write("plan.json", b"{")
     with pytest.raises(InputError, match=r"demo/plan\.json: is not JSON"):
         results.load(str(tmp_path), "demo")
+
+
+def test_measures_of_the_networks_are_a_table(sweep):
+    rows = results.open_results(sweep, "demo").query("FROM measures WHERE measure = 'accuracy/linear_probe'")
+    found = dict(zip(rows["trial"], rows["value"], strict=True))
+    assert len(found) == 9  # not of cross-entropy's three
+    assert found[known.trial_id("supcon τ=0.07", "resnet8", 2)] == pytest.approx(0.96 - 0.01 + 0.002 * 2)
+
+
+def sql(capsys, out: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit code and output of the command."""
+    code = main([*arguments, "--out", out])
+    return code, *capsys.readouterr()
+
+
+def test_sql_prints_what_the_table_holds(sweep, capsys):
+    query = """SELECT objective_label, avg(value) AS mean FROM scored JOIN trials USING (trial)
+               WHERE correct AND metric = 'sparseness' GROUP BY ALL ORDER BY ALL"""
+    code, printed, _ = sql(capsys, sweep, query, "--csv")
+    table = results.load(sweep, "demo")
+    table = table[table["correct"] & (table["metric"] == "sparseness")]
+    expected = table.astype({"value": float}).groupby("objective_label", observed=True)["value"].mean()
+    found = pd.read_csv(io.StringIO(printed)).set_index("objective_label")["mean"]
+    assert code == 0
+    assert found.to_dict() == pytest.approx(expected.to_dict(), rel=1e-12)  # sums of float64 in another order
+    _, printed, _ = sql(capsys, sweep, query)
+    assert [line.split()[-1][:6] for line in printed.splitlines()[1:]] == [f"{mean:.6f}"[:6] for mean in expected]
+
+
+def test_a_long_table_is_cut_and_its_csv_is_not(sweep, capsys):
+    rows = 12 * known.IMAGES * len(known.cells(("corrected",)))
+    _, printed, _ = sql(capsys, sweep, "FROM scores")
+    assert len(printed.splitlines()) < 50
+    assert f"[{rows} rows x 5 columns]" in printed
+    _, printed, _ = sql(capsys, sweep, "FROM scores", "--csv")
+    assert len(printed.splitlines()) == 1 + rows
+    assert sql(capsys, sweep, "FROM scores WHERE value > 100")[1] == "no rows of trial, image, method, metric, value\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["SELEC 1"], 'SQL: Parser Error: syntax error at or near "SELEC"'),
+        (["SELECT nothing FROM scores"], 'SQL: Binder Error: Referenced column "nothing" not found'),
+        (["FROM scoers"], "SQL: Catalog Error: Table with name scoers does not exist"),
+        ([" "], "SQL: is empty"),
+        (["FROM scores", "--name", "other"], "plan.json is missing"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_one_sentence(sweep, capsys, arguments, reason):
+    code, printed, error = sql(capsys, sweep, *arguments)
+    assert (code, printed) == (2, "")
+    assert error.startswith("refused: ")
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_a_reader_that_leaves_early_is_no_error(sweep):
+    command = [sys.executable, "-m", "scl_ray.results", "FROM scores s, range(20)", "--csv", "--out", sweep]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("trial,image,method,metric,value")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 0
