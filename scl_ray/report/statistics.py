@@ -172,7 +172,8 @@ def power(difference: float, variances: tuple[float, float], seeds: int, alpha: 
 
     total = sum(variances)
     freedom = (seeds - 1) * total**2 / sum(variance**2 for variance in variances)
-    return float(1 - nctdtr(freedom, abs(difference) / np.sqrt(total / seeds), stdtrit(freedom, 1 - alpha / 2)))
+    missed = nctdtr(freedom, abs(difference) / np.sqrt(total / seeds), stdtrit(freedom, 1 - alpha / 2))
+    return float(1 - np.nan_to_num(missed))  # it gives nan where nothing is missed: below about 1e-200
 
 
 def seeds_needed(values: Values, reference: Values, alpha: float = ALPHA) -> float:

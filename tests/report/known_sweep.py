@@ -5,6 +5,7 @@ sums to zero over the images every trial classifies correctly. So every mean and
 """
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -133,8 +134,7 @@ def score(
 ) -> float | None:
     """The score of one image; specs are plain or with the published protocol. *common* are the ranks that count."""
     published = "protocol=published" in metric
-    base = {plain: plain for plain in TRUTH} | {specs.canonical(*_with_published(plain), {}): plain for plain in TRUTH}
-    metric, method = base[metric], specs.parse(method)[0]
+    metric, method = _plain()[metric], specs.parse(method)[0]
     if rank not in common:
         return 9.0  # would spoil every mean if it were not left out
     if (method, metric, rank) == ("eigen_cam", "complexity", UNDEFINED_RANK) and label.startswith("supcon"):
@@ -147,6 +147,12 @@ def score(
     deviation -= deviation.mean()
     truth = TRUTH[metric][list(OBJECTIVES).index(label)] + METHOD_OFFSET[method] + PUBLISHED_OFFSET * published
     return float(truth + seed_offset(metric, seed, seeds) + deviation[common.index(rank)])
+
+
+@cache
+def _plain() -> dict[str, str]:
+    """Every metric's spec, with the published protocol or not, to the one without."""
+    return {plain: plain for plain in TRUTH} | {specs.canonical(*_with_published(plain), {}): plain for plain in TRUTH}
 
 
 def _with_published(spec: str) -> tuple[str, dict]:

@@ -114,7 +114,8 @@ def test_seeds_needed():
     for difference in (0.3, 1.0, 2.0):
         needed = statistics.seeds_needed(values + difference, values)
         assert needed == np.ceil(TTestIndPower().solve_power(difference, None, 0.05, 0.8))
-    assert statistics.seeds_needed(values + 9, values) == statistics.FEWEST_SEEDS
+    for difference in (9, 40, 1e6):
+        assert statistics.seeds_needed(values + difference, values) == statistics.FEWEST_SEEDS
     assert statistics.seeds_needed(values + 1, values, alpha=0.01) > statistics.seeds_needed(values + 1, values)
     assert statistics.seeds_needed(values, values) == np.inf
     assert np.isnan(statistics.seeds_needed(values[:1], values))
