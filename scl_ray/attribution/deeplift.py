@@ -58,7 +58,7 @@ class _Rules:
         self.next: Iterator[tuple[Tensor, ...]] = iter(self.recorded)
         self.by_operation: dict[Any, Callable[..., Tensor]] = {
             **dict.fromkeys(ACTIVATIONS, self.rescale),
-            **dict.fromkeys((nn.MaxPool2d, torch.max_pool2d), self.max_pool),
+            **dict.fromkeys((nn.MaxPool2d, F.max_pool2d, torch.max_pool2d), self.max_pool),
             **dict.fromkeys((operator.mul, torch.mul), self.product),
             F.normalize: self.average,
         }
@@ -93,12 +93,12 @@ class _Rules:
         if isinstance(operation, nn.MaxPool2d):
             of = operation
             arguments = (of.kernel_size, of.stride, of.padding, of.dilation, of.ceil_mode)
-        pool = partial(F.max_pool2d, return_indices=True)
-        highest, place = pool(at, *arguments, **keywords)
+        keywords["return_indices"] = True
+        highest, place = F.max_pool2d(at, *arguments, **keywords)
 
         def multiplied(gradient: Tensor) -> tuple[Tensor]:
             begin = start[self.baseline]
-            was_highest, was_place = pool(begin[None], *arguments, **keywords)
+            was_highest, was_place = F.max_pool2d(begin[None], *arguments, **keywords)
             change = highest - was_highest
             where = torch.where(change >= 0, place, was_place).flatten(2)
             own = (at - begin).flatten(2).gather(2, where)

@@ -89,6 +89,21 @@ def test_max_pooling_equals_captum_where_its_rule_holds():
         assert ((wanted.sum((1, 2)) - gained).abs().max() < 1e-6) == holds
 
 
+def test_max_pooling_by_a_function_is_that_of_the_module():
+    class Function(nn.Module):
+        def forward(self, maps):
+            return nn.functional.max_pool2d(maps, 3, stride=2)
+
+    maps = []
+    for pool in (nn.MaxPool2d(3, stride=2), Function()):
+        torch.manual_seed(1)
+        last = (nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), pool, *last).eval()
+        maps.append(explain(model, torch.randn(2, 3, 18, 18), torch.tensor([0, 1]), "deep_lift"))
+    assert torch.equal(*maps)
+    assert maps[0].isfinite().all()
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("target", attribution.TARGETS)
 def test_conserved_for_every_target(target, normalise, trained, images, targets):
