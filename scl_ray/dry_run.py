@@ -77,8 +77,9 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
                   f"{passes.total():,} forward passes (a backward pass counts as two)")  # fmt: skip
     if todo.train or todo.shards:
         seconds, operations = _cost(_training_passes(todo, train_images, classes) + passes, size)
+        hours = operations / GPU_FLOPS / 3600
         console.print(f"estimate: about {duration(seconds / slots)} {machine} (a forward pass of each backbone was "
-                      f"timed just now), or {operations / GPU_FLOPS / 3600:.2g} GPU-hours at an assumed "
+                      f"timed just now), or {hours:{',.0f' if hours >= 10 else '.2g'}} GPU-hours at an assumed "
                       f"{GPU_FLOPS / 1e12:g} TFLOP/s")  # fmt: skip
     console.print("nothing was written")
 
@@ -124,4 +125,4 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:,.1f} days"
