@@ -81,7 +81,7 @@ def finish(
     if is_logged:
         is_logged = _log(plan, results, out, uri, failures, console)
     stopped = {trial: record["reason"] for trial, record in results.records.items() if record["status"] == "stopped"}
-    _summarise(plan, out, stopped, failures, console)
+    _summarise(plan, out, uri, stopped, failures, console)
     if not is_logged:
         console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
     return 1 if failures else 0
@@ -104,13 +104,16 @@ def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str
             plan.sweep.model_dump(mode="json"),
             status="FAILED" if failures else "FINISHED",
         )
+        tracking.log_networks(uri, plan.sweep.name, results.store, results.records.values())
     except tracking.TrackingError as error:
         console.print(str(error), style="yellow")
         return False
     return True
 
 
-def _summarise(plan: Plan, out: str, stopped: Mapping[str, str], failures: Mapping[str, str], console: Console) -> None:
+def _summarise(
+    plan: Plan, out: str, uri: str, stopped: Mapping[str, str], failures: Mapping[str, str], console: Console
+) -> None:
     """Print the table, what was stopped, what failed, and where everything is."""
     console.print(report.summary_table(out, plan.sweep.name))
     for trial, reason in stopped.items():
@@ -123,6 +126,8 @@ def _summarise(plan: Plan, out: str, stopped: Mapping[str, str], failures: Mappi
         ("MLflow", tracking.ui_command(out)),
     ):
         console.print(f"{what:8}{where}", soft_wrap=True)
+    if not uri.startswith("http"):
+        console.print(f"        and open http://127.0.0.1:5000/{tracking.PAGE}", soft_wrap=True)
 
 
 def leave(holder: str) -> None:

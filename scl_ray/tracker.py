@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from scl_ray.config import InputError
-from scl_ray.tracking import Means, Record, TrackingError, log_sweep
+from scl_ray.store import Store
+from scl_ray.tracking import Means, Record, TrackingError, log_networks, log_sweep
 
 FLUSH_SECONDS = 2.0  # what happens within this time is written together
 RETRY_SECONDS = 60.0  # the longest pause between two attempts while MLflow is away
@@ -15,17 +16,19 @@ RETRY_SECONDS = 60.0  # the longest pause between two attempts while MLflow is a
 class Tracker:
     """Logs a sweep while it runs, from one thread, so that a slow or absent MLflow never holds anything up.
 
-    Only the latest state of each trial waits to be written, so what waits is bounded. While MLflow is away, *warn* is
-    called once and the thread keeps trying; `log_sweep` later adds whatever is still missing. To be used by one
-    process at a time, and closed before that process calls `log_sweep`.
+    Only the latest state of each trial waits to be written, so what waits is bounded. Networks, from *store*, are
+    written when nothing else waits. While MLflow is away, *warn* is called once and the thread keeps trying;
+    `log_sweep` and `log_networks` later add whatever is still missing. To be used by one process at a time, and closed
+    before that process calls those.
     """
 
-    def __init__(self, uri: str, name: str, warn: Callable[[str], object]) -> None:
-        self._uri, self._name, self._warn = uri, name, warn
+    def __init__(self, uri: str, name: str, store: Store, warn: Callable[[str], object]) -> None:
+        self._uri, self._name, self._store, self._warn = uri, name, store, warn
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._epochs: dict[str, dict[int, Record]] = {}
         self._trials: dict[str, tuple[Record, Means | None]] = {}
+        self._networks: dict[str, Record] = {}  # of the thread alone
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
@@ -43,7 +46,8 @@ class Tracker:
             self._trials[record["trial"]] = record, means
 
     def close(self, timeout: float = 30.0) -> bool:
-        """Write what waits, for at most *timeout* seconds. Returns whether nothing is left and the thread has ended."""
+        """Write what waits, networks excepted, for at most *timeout* seconds. Returns whether nothing of it is left and
+        the thread has ended."""
         self._closing.set()
         self._thread.join(timeout)
         return not (self._thread.is_alive() or self._trials)
@@ -58,7 +62,7 @@ class Tracker:
         pause, warned = FLUSH_SECONDS, False
         while not self._closing.wait(pause):
             start = time.monotonic()
-            error = self._flush()
+            error = self._flush() or self._log_networks()
             # Reading back a sweep of a thousand trials takes seconds, which are the driver's too.
             usual = max(FLUSH_SECONDS, 3 * (time.monotonic() - start))
             pause = min(2 * pause, RETRY_SECONDS) if error else usual
@@ -80,4 +84,18 @@ class Tracker:
             with self._lock:
                 self._trials = trials | self._trials
             return error
+        self._networks |= {record["trial"]: record for record in records if record.get("status") == "trained"}
+        return None
+
+    def _log_networks(self) -> TrackingError | None:
+        """Log the networks that wait, until the tracker is closed: the sweep does not end later for their sake."""
+        if not self._networks:
+            return None
+        try:
+            log_networks(
+                self._uri, self._name, self._store, self._networks.values(), lambda: not self._closing.is_set()
+            )
+        except TrackingError as error:
+            return error
+        self._networks = {}
         return None

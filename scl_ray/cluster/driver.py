@@ -115,7 +115,7 @@ def _run_trials(
         stopping=sweep.early_stopping,
     )
     progress = Progress(plan, slots, console)
-    tracker = Tracker(uri, sweep.name, warn=console.print)
+    tracker = Tracker(uri, sweep.name, store, warn=console.print)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "memory": COORDINATOR_MEMORY}),
         param_space={"trial": tune.grid_search(list(plan.work))},

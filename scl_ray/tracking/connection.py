@@ -1,0 +1,118 @@
+"""How this process talks to MLflow: its client, what it raises, and a look at its SQLite file without it."""
+
+import contextlib
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scl_ray.config import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+class TrackingError(RuntimeError):
+    """MLflow is away or refuses. Its message is one sentence; nothing but the log is affected."""
+
+
+def client_class() -> "type[MlflowClient]":
+    # MLflow reads these when it is imported or at each call. Its own retries would take minutes.
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # What goes wrong is raised as well; a traceback or a retry's note would only break up the live view.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+
+    return MlflowClient
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What MLflow and the libraries below it raise when it is away, refuses or lacks a database's driver."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError
+
+
+@contextlib.contextmanager
+def reported(uri: str) -> Iterator[None]:
+    """Raises what MLflow at *uri* raises as one TrackingError."""
+    try:
+        yield
+    except failures() as error:
+        raise TrackingError(unusable(uri, reason(error))) from error
+
+
+def runs_of(client: "MlflowClient", experiment_id: str) -> dict[str, "Run"]:
+    """The sweep's run as ``""`` and each trial's by its id."""
+    runs: dict[str, Run] = {}
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
+        for run in page:
+            if "trial" in run.data.tags or "sweep" in run.data.tags:
+                runs.setdefault(run.data.tags.get("trial", ""), run)
+        token = page.token
+        if not token:
+            return runs
+
+
+def reason(error: BaseException) -> str:
+    """The first sentence of what is behind *error*; MLflow's own message buries it."""
+    while (cause := error.__cause__ or error.__context__) and not isinstance(cause, LookupError):
+        error = cause
+    return re.split(r"\.?\s*\n|(?<=[^.]{2})\. ", str(error).strip() or type(error).__name__)[0][:200]
+
+
+def unusable(uri: str, why: str) -> str:
+    return without_password(f"MLflow at {uri} cannot be used ({why})")
+
+
+def without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def deleted(uri: str, name: str) -> InputError:
+    return InputError(unusable(uri, f"its experiment {name!r} was deleted; restore it there or give another --name"))
+
+
+def sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def query(path: Path, sql: str, *parameters: str | None) -> list[tuple[str, ...]]:
+    """Rows of MLflow's SQLite file, without MLflow, whose import and first look at a database take seconds."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            return database.execute(sql, parameters).fetchall()
+    except sqlite3.OperationalError:  # no such file or table yet
+        return []
+
+
+def held(uri: str, name: str, tag: str) -> dict[str, tuple[str, str]]:
+    """The value of *tag* and the status of those runs of the sweep *name* that have it, by trial, ``""`` for the
+    sweep's own; as far as that can be told without MLflow."""
+    path = sqlite_path(uri)
+    if path is None:
+        return {}
+    rows = query(
+        path,
+        """SELECT coalesce(trial.value, ''), wanted.value, runs.status
+           FROM runs JOIN experiments USING (experiment_id)
+           JOIN tags wanted ON wanted.run_uuid = runs.run_uuid AND wanted.key = ?
+           LEFT JOIN tags trial ON trial.run_uuid = runs.run_uuid AND trial.key = 'trial'
+           WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active' AND runs.lifecycle_stage = 'active'""",
+        tag,
+        name,
+    )
+    return {trial: (value, status) for trial, value, status in rows}

@@ -1,0 +1,79 @@
+"""Trained networks as models in MLflow, which `mlflow.pytorch.load_model` loads without this package.
+
+A model is a copy of the checkpoint: its weights with the graph of what is computed with them, as torch.export writes
+it, and so without a pickle. It takes as much storage again as the checkpoint does.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scl_ray.store import Store
+from scl_ray.tracking import connection
+from scl_ray.tracking.entries import Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+NAME = "network"  # the model's name, and the tag of a run that says where its model is
+LOGGED = "scl_ray.network"  # tag: which training the model is of, written last
+
+
+def log_networks(
+    uri: str, name: str, store: Store, records: Iterable[Record], go_on: Callable[[], bool] = lambda: True
+) -> None:
+    """Log the network of each trained trial that has a run without one, as its model ``network``.
+
+    The model takes pixels in [0, 1], (N, C, S, S) float32, and gives class scores (N, K), whose softmax is calibrated
+    on validation images. *store* holds the checkpoints. Between two networks *go_on* is asked. A network that
+    torch.export cannot write has no model, and its run's tag ``network`` says why. Raises TrackingError when MLflow is
+    away.
+    """
+    wanted = {record["trial"]: record["finished"] for record in records if record.get("status") == "trained"}
+    held = {trial: logged for trial, (logged, _) in connection.held(uri, name, LOGGED).items()}
+    if wanted.items() <= held.items():
+        return
+    with connection.reported(uri):
+        client = connection.client_class()(uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            return
+        runs = connection.runs_of(client, experiment.experiment_id)
+        for trial, finished in wanted.items():
+            if trial in runs and runs[trial].data.tags.get(LOGGED) != finished and store.is_trained(trial):
+                if not go_on():
+                    return
+                where = _log(client, runs[trial], store, trial)
+                client.set_tag(runs[trial].info.run_id, NAME, where, synchronous=True)
+                client.set_tag(runs[trial].info.run_id, LOGGED, finished, synchronous=True)
+
+
+def _log(client: "MlflowClient", run: "Run", store: Store, trial: str) -> str:
+    """Log one network. Returns the URI of its model, or why there is none."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    from scl_ray.tracking import classifier
+
+    run_id, experiment_id = run.info.run_id, run.info.experiment_id
+    with tempfile.TemporaryDirectory() as folder:
+        about = Model(run_id=run_id, artifact_path=NAME)
+        try:
+            classifier.save(store, trial, str(Path(folder, "model")), about)
+        except OSError:
+            raise
+        except Exception as error:  # a network of the user's own may raise anything when it is traced
+            return f"none: {type(error).__name__}: {connection.reason(error)}"
+        # What a log that was interrupted has begun is completed.
+        begun = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", max_results=1)
+        model = begun[0] if begun else client.create_logged_model(
+            experiment_id, NAME, run_id, {"trial": trial}, run.data.params, "image classifier")  # fmt: skip
+        about.model_id = model.model_id
+        about.save(str(Path(folder, "model", "MLmodel")))
+        client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
+    client.finalize_logged_model(model.model_id, "READY")
+    if not (run.outputs and run.outputs.model_outputs):  # MLflow refuses to be told twice
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return f"models:/{model.model_id}"

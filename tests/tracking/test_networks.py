@@ -1,0 +1,81 @@
+"""Networks in MLflow predict what their checkpoints predict."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_checkpoint import made
+from torch import nn
+from tracking.logged import CROSS_ENTROPY, PIXELS, SUPCON, TRAINED, TRIPLET, Stored, scores, write_store
+
+from scl_ray import tracking
+from scl_ray.given.checkpoint import GivenClassifier
+
+
+class Choosy(nn.Module):
+    """What it computes depends on the pixels, which no graph can say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images.mean((2, 3)) if images.mean() > 0 else images.amax((2, 3)))
+
+
+def given(model: str, network: nn.Module) -> GivenClassifier:
+    classes = tuple(map(str, range(10)))
+    return GivenClassifier(model, {}, network.eval(), None, 2.0, classes, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_what_is_loaded_predicts_what_the_checkpoint_predicts(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import pyfunc, pytorch
+    from mlflow.exceptions import MlflowException
+
+    own, probe, choosy = made("own_layer"), made("linear_probe"), given("tracking.test_networks:Choosy", Choosy())
+    store = write_store(tmp_path, "nets", {CROSS_ENTROPY["trial"]: own, SUPCON["trial"]: probe, "791000000000": choosy})
+    records = [CROSS_ENTROPY, SUPCON, TRIPLET]
+    tracking.log_sweep(uri, "nets", records, TRAINED)
+    tracking.log_networks(uri, "nets", store, records, go_on=lambda: False)
+    assert not Stored(uri, "nets").client.search_logged_models([Stored(uri, "nets").parent.info.experiment_id])
+    tracking.log_networks(uri, "nets", store, records)
+    stored = Stored(uri, "nets")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    # MLflow refuses, then, whatever has to be unpickled.
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    for trial, network in ((CROSS_ENTROPY, own), (SUPCON, probe)):
+        run = stored.trials[trial["trial"]]
+        loaded = pytorch.load_model(f"runs:/{run.info.run_id}/network")
+        # Sums of float32 in another order.
+        assert torch.allclose(loaded(PIXELS), scores(network), atol=1e-5)
+        assert torch.allclose(loaded(PIXELS[:1]), scores(network)[:1], atol=1e-5)
+
+    served = pyfunc.load_model(run.data.tags["network"])
+    assert np.allclose(served.predict(PIXELS.numpy()), scores(probe).numpy(), atol=1e-5)
+    with pytest.raises(MlflowException, match="shape"):
+        served.predict(PIXELS[:, :, 1:].numpy())
+    assert served.metadata.metadata["classes"] == list(probe.classes)
+    assert served.input_example.shape == (2, 3, 16, 16)
+    assert stored.trials["791000000000"].data.tags["network"].startswith("none: ")
+
+
+def test_again_logs_no_second_network_and_a_new_training_replaces_it(uri: str, tmp_path: Path) -> None:
+    store = write_store(tmp_path, "twice", {SUPCON["trial"]: made()})
+    tracking.log_sweep(uri, "twice", [SUPCON], TRAINED)
+
+    def networks(finished: str) -> list[tuple[str, int]]:
+        tracking.log_networks(uri, "twice", store, [SUPCON | {"finished": finished}])
+        stored = Stored(uri, "twice")
+        models = stored.client.search_logged_models([stored.parent.info.experiment_id])
+        return [(model.model_uri, model.last_updated_timestamp) for model in models]
+
+    (first,) = networks("2026-01-01T00:00:00Z")
+    (again,) = networks("2026-01-01T00:00:00Z")
+    (replaced,) = networks("2026-01-02T00:00:00Z")
+    assert first == again
+    assert replaced[0] == first[0]
+    assert replaced[1] > first[1]

@@ -1,0 +1,222 @@
+"""A real MLflow server: what it holds, what it answers to, and that its absence costs only time."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import torch
+from test_checkpoint import made
+from tracking.logged import (
+    CROSS_ENTROPY,
+    MEANS,
+    PIXELS,
+    SUPCON,
+    SWEEP,
+    TRAINED,
+    TRIPLET,
+    Stored,
+    free_port,
+    record,
+    scores,
+    write_store,
+)
+
+from scl_ray import tracker, tracking
+from scl_ray.config import InputError
+from scl_ray.store import open_store
+from scl_ray.tracker import Tracker
+from scl_ray.tracking import connection
+
+
+def wait(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
+
+
+class Server:
+    """MLflow's server as `ui_command` starts it. It can be killed and started again."""
+
+    def __init__(self, command: str, folder: Path) -> None:
+        port = free_port()
+        self.command, self.folder, self.address = f"{command} --port {port}", folder, f"http://127.0.0.1:{port}"
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self.command,
+            shell=True,
+            start_new_session=True,
+            cwd=self.folder,  # artifacts sent to the server lie below it
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait(self.answers, 180)
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, "the server has ended"
+        try:
+            return requests.get(f"{self.address}/health", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    def rest(self, method: str, path: str, **options: Any) -> Any:
+        answer = requests.request(method, f"{self.address}/api/2.0/mlflow/{path}", timeout=10, **options)
+        answer.raise_for_status()
+        return answer.json()
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(out: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(folder)  # the command is for the folder where it was asked for
+        server = Server(tracking.ui_command(out), folder)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def test_ui_command_shows_the_log(server: Server, uri: str, report: Path) -> None:
+    tracking.log_sweep(uri, "shown", [SUPCON], TRAINED, str(report))
+    assert "MLflow" in requests.get(server.address, timeout=10).text
+    assert report_page(server, Stored(uri, "shown").parent.info.run_id) == "<title>The report</title>"
+
+
+def report_page(server: Server, run_id: str) -> str:
+    query = {"run_uuid": run_id, "path": "report/index.html"}
+    return requests.get(f"{server.address}/get-artifact", params=query, timeout=10).text
+
+
+def test_server_holds_the_same(server: Server, report: Path) -> None:
+    rest = server.rest
+    tracking.check(server.address, "rest")
+    failed = TRIPLET | {"status": "failed", "error": "The loss was not finite.", "epochs": [{"epoch": 1, "loss": None}]}
+    for _ in range(2):
+        tracking.log_sweep(server.address, "rest", [SUPCON, failed], TRAINED, str(report), SWEEP, "FAILED")
+
+    experiment = rest("GET", "experiments/get-by-name", params={"experiment_name": "rest"})["experiment"]
+    runs = rest("POST", "runs/search", json={"experiment_ids": [experiment["experiment_id"]]})["runs"]
+    tags = {run["info"]["run_id"]: {t["key"]: t["value"] for t in run["data"]["tags"]} for run in runs}
+    by_trial = {tags[run["info"]["run_id"]].get("trial", ""): run for run in runs}
+    assert len(runs) == 3
+    parent = by_trial[""]["info"]
+    assert (parent["status"], by_trial[failed["trial"]]["info"]["status"]) == ("FAILED", "FAILED")
+    run = by_trial[SUPCON["trial"]]
+    assert (run["info"]["status"], run["info"]["run_name"]) == ("FINISHED", SUPCON["label"])
+    assert tags[run["info"]["run_id"]]["mlflow.parentRunId"] == parent["run_id"]
+    assert {p["key"]: p["value"] for p in run["data"]["params"]}["temperature"] == "0.07"
+    history = {"run_id": run["info"]["run_id"], "metric_key": "loss"}
+    points = rest("GET", "metrics/get-history", params=history)["metrics"]
+    assert [(int(point["step"]), point["value"]) for point in points] == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
+    values = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
+    assert values["continuity/ssim_continuity:noise:0.1/eigen_cam:a:b"] == 0.5
+    assert report_page(server, parent["run_id"]) == "<title>The report</title>"
+    assert list(server.folder.glob("mlartifacts/*/*/artifacts/report/index.html"))
+
+    Stored(server.address, "rest").client.delete_experiment(experiment["experiment_id"])
+    with pytest.raises(InputError, match="experiment 'rest' was deleted"):
+        tracking.check(server.address, "rest")
+
+
+# What README tells users to type into the search box, and which runs they are to see.
+SEARCHES = {
+    """params.objective = "supcon" and metrics."objective/temperature" < 0.1""": [SUPCON],
+    """metrics."accuracy/linear_probe" > 0.8 and metrics."faithfulness/pixel_flipping_auc/grad_cam" < 0.3""": [
+        SUPCON,
+        CROSS_ENTROPY,
+    ],
+    """attributes.status = "FAILED" and tags.error LIKE "%not finite%\"""": [TRIPLET],
+    """dataset.digest = "0123456789ab" and tags.objective_label = "cross_entropy\"""": [CROSS_ENTROPY],
+    """tags.trial = "5c0000000000\"""": [SUPCON],
+}
+
+
+def test_searches_find_what_they_ask_for(server: Server) -> None:
+    warm = record("5c1000000000", {"name": "supcon", "temperature": 0.5}, metrics={"accuracy/linear_probe": 0.7})
+    failed = TRIPLET | {"status": "failed", "error": "The loss was not finite.", "metrics": {}}
+    tracking.log_sweep(server.address, "searched", [CROSS_ENTROPY, SUPCON, warm, failed], TRAINED)
+    name = {"experiment_name": "searched"}
+    experiment = server.rest("GET", "experiments/get-by-name", params=name)["experiment"]
+    for search, wanted in SEARCHES.items():
+        query = {"experiment_ids": [experiment["experiment_id"]], "filter": search}
+        runs = server.rest("POST", "runs/search", json=query).get("runs", [])
+        assert {run["info"]["run_name"] for run in runs} == {trial["label"] for trial in wanted}, search
+
+
+def test_a_network_is_loaded_from_the_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = made()
+    store = write_store(tmp_path, "served", {SUPCON["trial"]: network})
+    tracking.log_sweep(server.address, "served", [SUPCON], TRAINED)
+    tracking.log_networks(server.address, "served", store, [SUPCON])
+    run = Stored(server.address, "served").trials[SUPCON["trial"]]
+
+    from mlflow import pytorch
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    loaded = pytorch.load_model(f"runs:/{run.info.run_id}/network")
+    assert torch.allclose(loaded(PIXELS), scores(network), atol=1e-5)  # sums of float32 in another order
+
+
+def test_server_away_delays_the_log_only(server: Server, report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracker, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.5)
+    warnings: list[str] = []
+    first, *later = SUPCON["epochs"]
+    starting = SUPCON | {"status": "training", "epochs": [], "metrics": {}}
+
+    with Tracker(server.address, "outage", open_store(str(report), "outage"), warn=warnings.append) as log:
+        log.epoch(starting, first)
+        wait(lambda: not log._trials)
+        server.kill()
+        for row in later:
+            log.epoch(starting, row)
+        wait(lambda: warnings)
+        log.trial(SUPCON, MEANS)
+        log.trial(CROSS_ENTROPY)
+        with pytest.raises(tracking.TrackingError, match="Connection refused"):
+            tracking.log_sweep(server.address, "outage", [SUPCON], {})
+        server.start()
+        assert log.close(timeout=30)
+
+    assert len(warnings) == 1
+    stored = Stored(server.address, "outage")
+    assert stored.points(SUPCON["trial"], "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
+    assert stored.trials[SUPCON["trial"]].info.status == "FINISHED"
+    assert stored.trials[CROSS_ENTROPY["trial"]].info.status == stored.parent.info.status == "RUNNING"
+    before = stored.all_points()
+    tracking.log_sweep(server.address, "outage", [SUPCON, CROSS_ENTROPY], TRAINED, str(report), SWEEP)
+    stored = Stored(server.address, "outage")
+    assert stored.trials[CROSS_ENTROPY["trial"]].info.status == stored.parent.info.status == "FINISHED"
+    assert before.items() <= stored.all_points().items()
+
+
+def test_the_end_does_not_wait_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection.client_class()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        log = Tracker(address, "silent", open_store(str(tmp_path), "silent"), warn=lambda message: None)
+        log.trial(SUPCON, MEANS)
+        start = time.monotonic()
+        assert not log.close(timeout=0.5)
+        assert time.monotonic() - start < 2
+        log._thread.join()
+        assert not log.close(timeout=0)
