@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from scl_ray.store import Store
 
 if TYPE_CHECKING:
     from scl_ray.datasets import Dataset
+
+NETWORKS_SECONDS = 60.0  # what copying networks to MLflow may add to a run's end; most are copied while it runs
 
 
 def check_writable(store: Store, out: str) -> None:
@@ -104,10 +107,15 @@ def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str
             plan.sweep.model_dump(mode="json"),
             status="FAILED" if failures else "FINISHED",
         )
-        tracking.log_networks(uri, plan.sweep.name, results.store, results.records.values())
+        deadline = time.monotonic() + NETWORKS_SECONDS
+        lacking = tracking.log_networks(
+            uri, plan.sweep.name, results.store, results.records.values(), lambda: time.monotonic() < deadline
+        )
     except tracking.TrackingError as error:
         console.print(str(error), style="yellow")
         return False
+    if lacking:
+        console.print(f"MLflow lacks {len(lacking)} networks, for which it was too slow; the same command logs more")
     return True
 
 

@@ -11,6 +11,7 @@ from scl_ray.tracking import Means, Record, TrackingError, log_networks, log_swe
 
 FLUSH_SECONDS = 2.0  # what happens within this time is written together
 RETRY_SECONDS = 60.0  # the longest pause between two attempts while MLflow is away
+CLOSE_SECONDS = 60.0  # a network of 100 MB that has been begun gets through a line of 20 Mbit/s meanwhile
 
 
 class Tracker:
@@ -45,7 +46,7 @@ class Tracker:
             self._epochs.pop(record["trial"], None)
             self._trials[record["trial"]] = record, means
 
-    def close(self, timeout: float = 30.0) -> bool:
+    def close(self, timeout: float = CLOSE_SECONDS) -> bool:
         """Write what waits, networks excepted, for at most *timeout* seconds. Returns whether nothing of it is left and
         the thread has ended."""
         self._closing.set()
@@ -88,14 +89,15 @@ class Tracker:
         return None
 
     def _log_networks(self) -> TrackingError | None:
-        """Log the networks that wait, until the tracker is closed: the sweep does not end later for their sake."""
-        if not self._networks:
+        """Log networks that wait: one, and another while nothing else has happened."""
+        if not self._networks or self._closing.is_set():
             return None
         try:
-            log_networks(
-                self._uri, self._name, self._store, self._networks.values(), lambda: not self._closing.is_set()
-            )
+            lacking = log_networks(self._uri, self._name, self._store, self._networks.values(), self._is_idle)
         except TrackingError as error:
             return error
-        self._networks = {}
+        self._networks = {trial: record for trial, record in self._networks.items() if trial in lacking}
         return None
+
+    def _is_idle(self) -> bool:
+        return not (self._trials or self._closing.is_set())

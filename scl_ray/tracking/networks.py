@@ -23,31 +23,33 @@ LOGGED = "scl_ray.network"  # tag: which training the model is of, written last
 
 def log_networks(
     uri: str, name: str, store: Store, records: Iterable[Record], go_on: Callable[[], bool] = lambda: True
-) -> None:
+) -> set[str]:
     """Log the network of each trained trial that has a run without one, as its model ``network``.
 
     The model takes pixels in [0, 1], (N, C, S, S) float32, and gives class scores (N, K), whose softmax is calibrated
-    on validation images. *store* holds the checkpoints. Between two networks *go_on* is asked. A network that
-    torch.export cannot write has no model, and its run's tag ``network`` says why. Raises TrackingError when MLflow is
-    away.
+    on validation images. *store* holds the checkpoints. After each network *go_on* is asked whether to log another. A
+    network that torch.export cannot write has no model, and its run's tag ``network`` says why. Returns the trials that
+    still lack their network. Raises TrackingError when MLflow is away.
     """
     wanted = {record["trial"]: record["finished"] for record in records if record.get("status") == "trained"}
     held = {trial: logged for trial, (logged, _) in connection.held(uri, name, LOGGED).items()}
     if wanted.items() <= held.items():
-        return
+        return set()
     with connection.reported(uri):
         client = connection.client_class()(uri)
         experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            return
-        runs = connection.runs_of(client, experiment.experiment_id)
-        for trial, finished in wanted.items():
-            if trial in runs and runs[trial].data.tags.get(LOGGED) != finished and store.is_trained(trial):
-                if not go_on():
-                    return
-                where = _log(client, runs[trial], store, trial)
-                client.set_tag(runs[trial].info.run_id, NAME, where, synchronous=True)
-                client.set_tag(runs[trial].info.run_id, LOGGED, finished, synchronous=True)
+        runs = connection.runs_of(client, experiment.experiment_id) if experiment else {}
+        logged = {trial: run.data.tags.get(LOGGED) for trial, run in runs.items()}
+        lacking = [trial for trial in wanted if logged.get(trial) != wanted[trial] and store.is_trained(trial)]
+        for trial in filter(runs.get, lacking):
+            run_id = runs[trial].info.run_id
+            where = _log(client, runs[trial], store, trial)
+            client.set_tag(run_id, NAME, where, synchronous=True)
+            client.set_tag(run_id, LOGGED, wanted[trial], synchronous=True)
+            logged[trial] = wanted[trial]
+            if not go_on():
+                break
+    return {trial for trial in lacking if logged.get(trial) != wanted[trial]}
 
 
 def _log(client: "MlflowClient", run: "Run", store: Store, trial: str) -> str:
