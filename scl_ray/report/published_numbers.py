@@ -30,6 +30,7 @@ class Recipe(NamedTuple):
     """What a trial's configuration has to say to be the study's: these keys, whatever else there is."""
 
     dataset: str
+    image_size: int
     backbone: str
     objective: Mapping[str, Any]
     training: Mapping[str, Any]
@@ -44,19 +45,19 @@ _SUPCON = {"name": "supcon", "temperature": 0.07}
 _TRIPLET = {"name": "triplet", "margin": 0.3, "mining": "semi_hard"}
 
 RECIPES: dict[tuple[str, str], Recipe] = {
-    ("cifar10", "cross_entropy"): Recipe("cifar10", "resnet18", {"name": "cross_entropy", "label_smoothing": 0}, {
+    ("cifar10", "cross_entropy"): Recipe("cifar10", 32, "resnet18", {"name": "cross_entropy", "label_smoothing": 0}, {
         **_CIFAR10_SGD, "epochs": 200, "batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4,
         "warmup_epochs": 0, "augmentation": "crop_flip"}),
-    ("cifar10", "supcon"): Recipe("cifar10", "resnet18", _SUPCON, {
+    ("cifar10", "supcon"): Recipe("cifar10", 32, "resnet18", _SUPCON, {
         **_CIFAR10_SGD, **_METRIC_LEARNING, "learning_rate": 0.5, "augmentation": "contrastive"}),
-    ("cifar10", "triplet"): Recipe("cifar10", "resnet18", _TRIPLET, {
+    ("cifar10", "triplet"): Recipe("cifar10", 32, "resnet18", _TRIPLET, {
         **_CIFAR10_SGD, **_METRIC_LEARNING, "learning_rate": 0.1, "augmentation": "crop_flip"}),
-    ("imagenet_s50", "cross_entropy"): Recipe("imagenet_s50", "resnet50", {
+    ("imagenet_s50", "cross_entropy"): Recipe("imagenet_s50", 224, "resnet50", {
         "name": "cross_entropy", "label_smoothing": 0.1}, {
         **_IMAGENET, "optimizer": "adamw", "augmentation": "resized_crop_flip"}),
-    ("imagenet_s50", "supcon"): Recipe("imagenet_s50", "resnet50", _SUPCON, {
+    ("imagenet_s50", "supcon"): Recipe("imagenet_s50", 224, "resnet50", _SUPCON, {
         **_IMAGENET, "optimizer": "radam", "augmentation": "contrastive_blur"}),
-    ("imagenet_s50", "triplet"): Recipe("imagenet_s50", "resnet50", _TRIPLET, {
+    ("imagenet_s50", "triplet"): Recipe("imagenet_s50", 224, "resnet50", _TRIPLET, {
         **_IMAGENET, "optimizer": "radam", "augmentation": "resized_crop_flip"}),
 }  # fmt: skip
 
@@ -94,9 +95,11 @@ def numbers(dataset: str, objective: str) -> list[Published]:
 def recognised(configuration: Mapping[str, Any]) -> tuple[str, str] | None:
     """The dataset and the objective of the study's recipe that a trial's recorded *configuration* follows, or None."""
     for key, recipe in RECIPES.items():
-        named = (configuration["dataset"]["name"], configuration["backbone"])
+        dataset = configuration["dataset"]
+        size = dataset.get("image_size") or recipe.image_size  # none is the dataset's own
+        named = (dataset["name"], size, configuration["backbone"])
         if (
-            named == recipe[:2]
+            named == recipe[:3]
             and _holds(configuration["objective"], recipe.objective)
             and _holds(configuration.get("training", {}), recipe.training)
         ):

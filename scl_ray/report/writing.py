@@ -1,11 +1,17 @@
 """Build the report: from the store's JSON and Parquet to the page, the tables and the figures."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
-from scl_ray.report import figures, gallery, page, tables, terms
-from scl_ray.results import Results, curves, open_results, plain, sample_images
+from scl_ray.report import gallery, latex, page, tables, terms
+from scl_ray.report.figures import curves as curve_figures
+from scl_ray.report.figures import differences, distributions, rankings, relations
+from scl_ray.report.figures.drawing import Drawn, Looks, looks, style
+from scl_ray.report.page import View
+from scl_ray.report.page.measures import for_paper
+from scl_ray.results import Results, curves, open_results, plain
 
 
 @dataclass(frozen=True)
@@ -18,19 +24,25 @@ class ReportPaths:
 
 
 def build(out: str, name: str) -> ReportPaths:
-    """Write ``report/index.html``, ``report/tables/*.csv`` and ``report/figures/*.{svg,png}`` of the sweep *name*.
+    """Write ``report/index.html``, ``report/tables/*.{csv,tex}`` and ``report/figures/*.{svg,png}`` of sweep *name*.
 
     The same store gives the same bytes; a file of an earlier report that this one does not have is removed. Raises
     InputError where there is no sweep *name* below *out*.
     """
     results = open_results(out, name)
     made = tables.make(results)
-    views, figures = _draw(results, made)
-    files = {f"tables/{table}.csv": _csv(rows) for table, rows in made.named().items()}
-    for figure in figures:
+    with style():
+        views = list(_views(results, made))
+        doses = list(_doses(made))
+    files: dict[str, bytes] = {}
+    standing = terms.representative(made.measures)
+    for table, rows in (made.named() | {f"facets-{view.slug}": for_paper(view.of(standing)) for view in views}).items():
+        files |= {f"tables/{table}.csv": csv(rows), f"tables/{table}.tex": latex.table(rows).encode()}
+    figures = [figure for view in views for kind in view.figures.values() for figure in kind]
+    for figure in [*figures, *doses]:
         files |= {f"figures/{figure.name}.svg": figure.svg.encode(), f"figures/{figure.name}.png": figure.png}
     # The page comes last: where it is, what it names is there.
-    files["index.html"] = page.render(name, results, made, views).encode()
+    files["index.html"] = page.render(name, results, made, views, doses).encode()
     for path, content in files.items():
         results.store.write(f"report/{path}", content)
     _remove_others(results, set(files))
@@ -39,47 +51,94 @@ def build(out: str, name: str) -> ReportPaths:
     return ReportPaths(paths["index.html"], of["tables"], of["figures"])
 
 
-def _draw(results: Results, made: tables.Tables) -> tuple[list[page.View], list[figures.Drawn]]:
+def csv(table: pd.DataFrame) -> bytes:
+    """The table as it is stored."""
+    # Six digits: what is summed in parallel may differ in the last ones of float64.
+    text: str = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return text.encode()
+
+
+def _views(results: Results, made: tables.Tables) -> Iterator[View]:
+    """Every view with its figures; galleries of the first backbone alone: the maps of the others are in the store and
+    would make the page heavy."""
     names = results.trials.drop_duplicates("objective_label").set_index("objective_label")["objective"]
     labels = list(results.trials["objective_label"].cat.categories)
-    look = figures.looks(labels, [str(names[label]) for label in labels])
-    views: list[page.View] = []
-    drawn: list[figures.Drawn] = []
-    with figures.style():
-        for key, measures in made.measures.groupby(terms.VIEW, sort=False):
-            backbone, protocol = map(str, key)
-            slug = f"{backbone}-{protocol}"
-            seeds = made.seeds[(made.seeds["backbone"] == backbone) & (made.seeds["protocol"] == protocol)]
-            # Maps of the first backbone alone: those of the others are in the store and would make the page heavy.
-            first = not views or backbone == views[0].backbone
-            view = page.View(
-                backbone, protocol, figures.intervals(measures, seeds, look, made.reference, slug),
-                figures.accuracy_beside_quality(measures, seeds, look, slug),
-                _flipping(results, backbone, protocol, look, slug),
-                gallery.make(results, backbone, protocol) if first else [],
-            )  # fmt: skip
-            views.append(view)
-            mosaics = [gallery.mosaic(one, slug) for one in view.galleries]
-            drawn += [*view.intervals, view.accuracy, *view.curves, *mosaics]
-    return views, drawn
+    look = looks(labels, [str(names[label]) for label in labels])
+    keys = [tuple(map(str, key)) for key, _ in made.measures.groupby(terms.VIEW, sort=False)]
+    with_maps = [key for key in keys if key[0] == keys[0][0]]
+    for backbone, protocol in keys:
+        view = View(backbone, protocol, {})
+        measures, seeds, compared = view.of(made.measures), view.of(made.seeds), view.of(made.comparisons)
+        standing = terms.representative(measures)
+        if (backbone, protocol) in with_maps:
+            room = gallery.MOST_PICTURES // len(with_maps)
+            view.galleries.extend(gallery.make(results, standing, backbone, protocol, room))
+        found: dict[str, list[Drawn | None]] = {
+            "forest": [_forest(terms.representative(compared), view.slug, made.reference)],
+            "overview": [differences.overview(compared, f"overview-{view.slug}", made.reference)],
+            "distributions": [
+                distributions.violins(_scores(results, view, standing), standing, seeds, look, view.slug)
+            ],
+            "networks": [*distributions.networks(measures, seeds, look, made.reference, view.slug)],
+            "curves": [_flipping(results, view, look)],
+            "accuracy": [relations.accuracy(measures, seeds, look, view.slug)],
+            "properties": [relations.properties(view.of(made.properties), view.slug)],
+            "agreement": [relations.agreement(view.of(made.agreement), view.slug)],
+            "methods": [rankings.ranks(view.of(made.methods), view.slug)],
+            "maps": [gallery.mosaic(one, view.slug) for one in view.galleries],
+        }
+        for kind, figures in found.items():
+            view.figures[kind] = [figure for figure in figures if figure is not None]
+        yield view
 
 
-def _flipping(results: Results, backbone: str, protocol: str, look: figures.Looks, slug: str) -> list[figures.Drawn]:
-    """The curve figures of one view, over the sample images that all its trials classify correctly."""
-    trials = results.trials.loc[results.trials["backbone"] == backbone, ["trial", "objective_label"]]
-    common = results.query("SELECT image FROM common WHERE backbone = $1 AND protocol = $2", [backbone, protocol])
-    cells = results.cells.loc[results.cells["protocol"] == protocol, ["method", "metric"]]
+def _forest(compared: pd.DataFrame, slug: str, reference: str) -> Drawn | None:
+    told = compared[compared["difference"].notna()]
+    return differences.forest(told, f"differences-{slug}", reference) if len(told) else None
+
+
+def _doses(made: tables.Tables) -> Iterator[Drawn]:
+    """A figure for each protocol and parameter that the grid varies."""
+    standing = terms.representative(made.measures)[[*terms.VIEW, *terms.MEASURE]].drop_duplicates()
+    doses = made.doses.merge(standing)
+    for (protocol, parameter), rows in doses.groupby(["protocol", "parameter"], sort=False):
+        seeds = made.seeds[made.seeds["protocol"] == protocol]
+        name = f"dose-{parameter}-{protocol}"
+        yield curve_figures.dose_response(rows, seeds, made.reference, name, str(parameter))
+
+
+def _scores(results: Results, view: View, standing: pd.DataFrame) -> pd.DataFrame:
+    """How the scores of common images spread under each objective, all its networks together, of the measures that
+    stand for the facets: objective_label, metric, method, images (scores that are defined), quantiles (a list)."""
+    shown = standing.loc[standing["facet"] != terms.ACCURACY, ["metric", "method"]].drop_duplicates()
+    results.connection.register("shown", shown.astype(str))
+    rows = results.query(
+        """
+        SELECT objective_label, plain_metric AS metric, plain_method AS method, count(*) AS images,
+               quantile_cont(value::DOUBLE, $3::DOUBLE[]) AS quantiles
+        FROM scores JOIN trials USING (trial) JOIN cells USING (method, metric)
+        JOIN common USING (backbone, protocol, image)
+        JOIN shown ON shown.metric = plain_metric::VARCHAR AND shown.method = plain_method::VARCHAR
+        WHERE backbone = $1 AND protocol = $2 AND value IS NOT NULL
+        GROUP BY ALL ORDER BY objective_label, plain_metric, plain_method""",
+        [view.backbone, view.protocol, list(distributions.QUANTILES)],
+    )
+    results.connection.unregister("shown")
+    return rows.astype({"objective_label": str, "metric": str, "method": str})
+
+
+def _flipping(results: Results, view: View, look: Looks) -> Drawn | None:
+    """The curves of one view, over the sample images that all its trials classify correctly."""
+    trials = results.trials.loc[results.trials["backbone"] == view.backbone, ["trial", "objective_label"]]
+    common = results.query("SELECT image FROM common WHERE backbone = $1 AND protocol = $2",
+                           [view.backbone, view.protocol])  # fmt: skip
+    cells = results.cells.loc[results.cells["protocol"] == view.protocol, ["method", "metric"]]
     rows = curves(results).merge(trials.astype(str)).merge(cells.astype(str)).merge(common)
     if rows.empty:
-        return []
+        return None
     for column in ("method", "metric"):
         rows[column] = rows[column].map({spec: plain(spec) for spec in rows[column].unique()})
-    rows = _ordered(rows, results)
-    pixels = {image: picture for image, (_, picture) in sample_images(results).items() if image in set(rows["image"])}
-    shown = {image: gallery.rgb(pixels[image]) for image in list(pixels)[: gallery.IMAGES]}
-    one = rows[(rows["metric"] == rows["metric"].iloc[0]) & (rows["method"] == rows["method"].iloc[0])]
-    drawn = [figures.flipping_curves(rows, look, slug)]
-    return [*drawn, figures.curves_of_images(one, shown, look, slug)] if shown else drawn
+    return curve_figures.flipping(_ordered(rows, results), look, view.slug)
 
 
 def _ordered(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
@@ -92,15 +151,9 @@ def _ordered(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
     return rows.sort_values([*(f"{column}_place" for column in places), "trial", "image", "step"], ignore_index=True)
 
 
-def _csv(table: pd.DataFrame) -> bytes:
-    # Six digits: what is summed in parallel may differ in the last ones of float64.
-    text: str = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    return text.encode()
-
-
 def _remove_others(results: Results, files: set[str]) -> None:
     """Remove tables and figures that an earlier report left."""
-    for folder, suffixes in (("tables", (".csv",)), ("figures", (".svg", ".png"))):
+    for folder, suffixes in (("tables", (".csv", ".tex")), ("figures", (".svg", ".png"))):
         for path in results.store.fs.find(results.store.path("report", folder), maxdepth=1):
             name = str(path).rsplit("/", 1)[-1]
             if name.endswith(suffixes) and f"{folder}/{name}" not in files:

@@ -239,7 +239,8 @@ def _record(label: str, backbone: str, seed: int, protocols: tuple[str, ...], st
         "checkpoint": f"checkpoints/{trial_id(label, backbone, seed)}",
         "readouts": {protocol: _readouts(label)[protocol] for protocol in protocols}, "epochs": epochs,
         "metrics": {f"accuracy/{readout}": 0.96 - 0.01 * number + 0.002 * seed, "accuracy/prototype": 0.93,
-                    "accuracy/knn": 0.94, "temperature": 1.2},
+                    "accuracy/knn": 0.94, "temperature": 1.2, "calibration/ece": 0.02 + 0.01 * number - 0.001 * seed,
+                    "geometry/nc1": 0.4 - 0.05 * number + 0.01 * (seed * 7 % 5), "geometry/silhouette": None},
     }  # fmt: skip
 
 

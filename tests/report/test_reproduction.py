@@ -50,6 +50,7 @@ def test_other_recipes_are_not_recognised():
     }
     assert recognised("paper_imagenet_s50", "training.epochs=3") == set()
     assert recognised("paper_imagenet_s50", "grid.backbone=resnet18") == set()
+    assert recognised("paper_imagenet_s50", "dataset.image_size=64") == set()
     assert len(recognised("paper_imagenet_s50", "grid.seed=9")) == 3
 
 

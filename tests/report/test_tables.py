@@ -126,3 +126,24 @@ def test_numbers_for_people():
     assert terms.number(np.nan, np.nan, 3) == "–"
     assert terms.decimals(pd.Series([np.nan, 0.0])) == 2
     assert (terms.arrow("lower"), terms.arrow("higher")) == ("↓", "↑")
+
+
+def test_every_table_rests_on_the_same_sweep(made, both):
+    compared = made.comparisons
+    assert len(compared) == made.measures["difference"].notna().sum() == 3 * (1 + len(known.cells(("corrected",))))
+    facets = list(dict.fromkeys(made.measures["facet"]))
+    assert list(dict.fromkeys(made.verdicts["facet"])) == facets
+    assert len(made.verdicts) == 3 * len(facets)
+    assert made.verdicts["sentence"].str.startswith(("supcon", "triplet")).all()
+    merged = made.verdicts.merge(made.measures, on=[*terms.VIEW, *terms.MEASURE, "objective_label"])
+    assert (merged["verdict_x"] == merged["verdict_y"]).all()
+    checks = ["as compared", "own images", "all images", "equal accuracy"]
+    assert list(dict.fromkeys(made.sensitivity["check"])) == checks
+    assert "published protocol" in set(both.sensitivity["check"])
+    assert set(made.doses["dose"]) == {0.07, 0.5}
+    assert set(made.slopes["parameter"]) == {"temperature"}
+    assert {"geometry/nc1", "calibration/ece", "accuracy"} <= set(made.properties["property"])
+    assert "geometry/silhouette" not in set(made.properties["property"])  # null in every record
+    assert set(made.methods["trials"]) == {12}
+    assert set(made.agreement["trials"]) == {12}
+    assert made.reproduction.empty
