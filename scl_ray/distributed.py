@@ -33,7 +33,8 @@ def shared(network: nn.Module, device: torch.device) -> nn.Module:
         for module in network.modules():
             if isinstance(module, _BatchNorm):
                 module.forward = MethodType(_normalised, module)  # type: ignore[method-assign]
-    return DistributedDataParallel(network, gradient_as_bucket_view=True)
+    # The graph is the same in every step. Told so, it waits for no gradient of weights that have none.
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, static_graph=True)
 
 
 def whole(values: Tensor, views: int) -> Tensor:

@@ -1,7 +1,9 @@
 """Two workers on the CPU compute what one process does with the same batches: losses, gradients and statistics."""
 
+import dataclasses
 import io
 import math
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,21 +41,19 @@ def point(objective: dict, *, workers: int = 1, epochs: int = 1, **settings: obj
     )
 
 
+@pytest.fixture(scope="module")
 def few() -> Dataset:
-    """48 training images: one batch."""
-    import dataclasses
-
+    """100 training images: two batches of 48, and four that are left out."""
     digits = datasets.load(DatasetConfig(name="digits", image_size=16))
-    return dataclasses.replace(digits, train_images=digits.train_images[:48], train_labels=digits.train_labels[:48])
+    return dataclasses.replace(digits, train_images=digits.train_images[:100], train_labels=digits.train_labels[:100])
 
 
-def _worker(rank: int, workers: int, folder: str) -> None:
+def _worker(rank: int, workers: int, folder: str, dataset: Dataset) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     store = dist.FileStore(f"{folder}/store", workers)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=workers, timeout=timedelta(seconds=60))
     found: dict[str, object] = {}
-    dataset = few()
     for objective in OBJECTIVES:
         found[objective["name"]] = list(fit(dataset, point(objective, workers=workers, epochs=2)))
     found["resumed"] = list(fit(dataset, point(OBJECTIVES[1], epochs=3), state=torch.load(f"{folder}/alone.pt")))
@@ -61,6 +61,7 @@ def _worker(rank: int, workers: int, folder: str) -> None:
     torch.set_default_dtype(torch.float32)
     found["proxies"] = list(fit(dataset, point(PROXIES)))
     found["norm"] = _norm(rank, workers)
+    found["unused"] = _unused(distributed.shared, rank, workers)
     found["bfloat16"] = list(fit(dataset, point(OBJECTIVES[0], precision="bfloat16")))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -75,6 +76,28 @@ def _norm(rank: int, workers: int) -> dict[str, torch.Tensor]:
     outputs = trained(own)
     outputs.pow(3).sum().backward()
     return {"outputs": outputs.detach(), "inputs": own.grad, **network.state_dict()}
+
+
+class Unused(nn.Linear):
+    """A network with weights that nothing of its output depends on."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.unused = nn.Linear(4, 3)
+
+
+def _unused(shared: Callable[[nn.Module, torch.device], nn.Module], rank: int, workers: int) -> torch.Tensor:
+    """The weights of such a network after three steps, of which DDP without further ado refuses the second."""
+    torch.manual_seed(0)
+    network, inputs = Unused(), torch.randn(8, 4)
+    trained = shared(network, torch.device("cpu"))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(3):
+        outputs = distributed.whole(trained(inputs.chunk(workers)[rank]), 1)
+        optimizer.zero_grad()
+        outputs.square().mean().backward()
+        optimizer.step()
+    return network.weight.detach()
 
 
 def _norm_inputs() -> tuple[torch.Tensor, nn.BatchNorm2d]:
@@ -96,26 +119,25 @@ def _gathered(rank: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, list]:
+def alone(few: Dataset) -> dict[str, list]:
     """What one process computes, in float64, so that no unit is switched on or off by rounding alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    dataset = few()
-    found: dict[str, list] = {o["name"]: list(fit(dataset, point(o, epochs=2))) for o in OBJECTIVES}
-    found["resumed"] = list(fit(dataset, point(OBJECTIVES[1], epochs=3)))
+    found: dict[str, list] = {o["name"]: list(fit(few, point(o, epochs=2))) for o in OBJECTIVES}
+    found["resumed"] = list(fit(few, point(OBJECTIVES[1], epochs=3)))
     torch.set_default_dtype(torch.float32)
-    found["proxies"] = list(fit(dataset, point(PROXIES)))
+    found["proxies"] = list(fit(few, point(PROXIES)))
     torch.set_num_threads(threads)
     return found
 
 
 @pytest.fixture(scope="module")
-def together(alone, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def together(alone, few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two processes does with its half of the same batches."""
     folder: Path = tmp_path_factory.mktemp("workers")
     torch.save(alone["resumed"][0][1], folder / "alone.pt")
-    torch.multiprocessing.spawn(_worker, (2, str(folder)), nprocs=2)
+    torch.multiprocessing.spawn(_worker, (2, str(folder), few), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -132,13 +154,19 @@ def test_loss_gradient_and_statistics_are_those_of_one_process(alone, together, 
             assert ((own_state["network"][name] - tensor) / scale).abs().max() < 1e-5, name
 
 
-def test_a_losss_own_weights_get_their_gradient_once(alone, together):
+def test_a_losss_own_weights_get_their_gradient_once(alone, together, few):
     name = "objective.proxies"
-    start = training.build(few(), point(PROXIES), torch.device("cpu"))[0].state_dict()[name]
+    start = training.build(few, point(PROXIES), torch.device("cpu"))[0].state_dict()[name]
     steps = [start - found["proxies"][0][1]["network"][name] for found in (alone, together[0])]
     assert steps[0].abs().max() > 0
     # In float32, where a unit near zero may be on in one run and off in the other.
     assert (steps[1] - steps[0]).norm() < 0.02 * steps[0].norm()
+
+
+def test_weights_that_are_not_used_do_not_stop_the_others(together):
+    alone = _unused(lambda network, device: network, 0, 1)
+    for found in together:
+        assert torch.allclose(found["unused"], alone, rtol=0, atol=1e-6)  # float32's rounding, of weights of about 0.5
 
 
 def test_workers_end_alike_and_only_the_first_yields_a_state(together):
@@ -149,7 +177,7 @@ def test_workers_end_alike_and_only_the_first_yields_a_state(together):
     assert "validation_accuracy" not in together[1]["cross_entropy"][0][0]
 
 
-def test_a_trial_begun_by_one_worker_is_ended_by_two(alone, together):
+def test_a_trial_begun_by_one_worker_is_ended_by_two(alone, together, few):
     """And what they end with is saved and read as any other state."""
     resumed = together[0]["resumed"]
     assert [metrics["epoch"] for metrics, _ in resumed] == [2, 3]
@@ -159,7 +187,7 @@ def test_a_trial_begun_by_one_worker_is_ended_by_two(alone, together):
     state = torch.load(file, weights_only=True)
     for name, tensor in alone["resumed"][-1][1]["network"].items():
         assert torch.allclose(state["network"][name], tensor, rtol=0, atol=1e-6), name
-    assert list(fit(few(), point(OBJECTIVES[1], epochs=3), state=state)) == []
+    assert list(fit(few, point(OBJECTIVES[1], epochs=3), state=state)) == []
 
 
 def test_bfloat16_trains_with_synchronised_statistics(together):

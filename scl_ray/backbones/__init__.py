@@ -56,9 +56,15 @@ def cam_layer(backbone: nn.Module) -> nn.Module | None:
 
 @torch.no_grad()
 def feature_size(backbone: nn.Module, image_size: int) -> int:
-    """Number d of features that *backbone* makes of an image. Raises InputError when its output is not (N, d)."""
+    """Number d of features that *backbone* makes of an image.
+
+    Raises InputError when its output is not (N, d), or it has no weights to train.
+    """
     training = backbone.training
-    device = next(backbone.parameters()).device
+    weight = next(backbone.parameters(), None)
+    if weight is None:
+        raise InputError(f"backbone {type(backbone).__name__}: has no weights; return a module that can be trained")
+    device = weight.device
     features = backbone.eval()(torch.zeros(2, 3, image_size, image_size, device=device))
     backbone.train(training)
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:

@@ -49,6 +49,7 @@ def like_torchvision(image_size):
 def maps(image_size): return Net(image_size, flat=False)
 def two(image_size): return Two(3, 5, 3)
 def no_module(image_size): return 7
+def no_weights(image_size): return torch.nn.Flatten()
 
 class Two(torch.nn.Conv2d):
     def forward(self, images):
@@ -72,7 +73,7 @@ def test_a_users_own(own_module):
     assert isinstance(backbones.cam_layer(backbones.build(f"{own_module}:like_torchvision", 20)), nn.Tanh)
 
 
-@pytest.mark.parametrize("name", ["maps", "two", "no_module"])
+@pytest.mark.parametrize("name", ["maps", "two", "no_module", "no_weights"])
 def test_a_users_own_that_does_not_fit_is_refused(own_module, name):
     with pytest.raises(InputError) as error:
         backbones.build(f"{own_module}:{name}", 20)
