@@ -6,7 +6,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Read by Ray when it is first imported.
 os.environ["RAY_AUTH_MODE"] = "token"  # always: without it whoever reaches the ports runs code
@@ -19,6 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from scl_ray.config import InputError, Resources, Slot
 from scl_ray.plan import tasks_on
+
+if TYPE_CHECKING:
+    from scl_ray.datasets import Dataset
 
 ANSWER_WITHIN = 8.0  # seconds that a cluster's head may take to say that it is there
 
@@ -119,24 +122,46 @@ def check_shared_folder(folder: Path) -> None:
     probe = folder / f".probe-{uuid.uuid4().hex}"
     probe.write_text(probe.name)
     try:
-        for node in ray.nodes():
-            if not node["Alive"]:
-                continue
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            reads = _sees.options(num_cpus=0, scheduling_strategy=here, max_retries=1)
-            try:
-                problem = ray.get(reads.remote(str(probe)), timeout=60)
-            except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-                problem = str(error).splitlines()[0]
-            if problem:
-                raise InputError(f"--out {folder}: node {node['NodeManagerAddress']} cannot use it ({problem}); "
-                                 "give a folder that every node mounts, or s3://…")  # fmt: skip
+        for node, problem in _on_every_node(_uses, str(probe)):
+            raise InputError(f"--out {folder}: node {node} cannot use it ({problem}); "
+                             "give a folder that every node mounts, or s3://…")  # fmt: skip
     finally:
         probe.unlink()
 
 
+def check_images(dataset: "Dataset") -> None:
+    """Raise InputError unless every node of the cluster sees the files that the dataset's images stay in, if any.
+
+    It looks at the first and the last of each split: enough to tell a folder that is not there, or is another one.
+    """
+    from scl_ray.datasets.files import ImageFiles
+
+    splits = (dataset.train_images, dataset.validation_images, dataset.test_images)
+    files = [split.root / split.names[n] for split in splits if isinstance(split, ImageFiles) for n in (0, -1)]
+    if not files:
+        return
+    sizes = {str(path): path.stat().st_size for path in files}
+    for node, problem in _on_every_node(_sees, sizes):
+        raise InputError(f"dataset.root: node {node} does not see the images in {dataset.files_root} ({problem}); "
+                         "put them into a folder that every node mounts")  # fmt: skip
+
+
+def _on_every_node(look: Any, *arguments: Any) -> Iterator[tuple[str, str]]:
+    """What the remote function *look* finds wrong, with the node's address."""
+    for node in ray.nodes():
+        if node["Alive"]:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            looks = look.options(num_cpus=0, scheduling_strategy=here, max_retries=1)
+            try:
+                problem = ray.get(looks.remote(*arguments), timeout=60)
+            except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+                problem = str(error).splitlines()[0]
+            if problem:
+                yield node["NodeManagerAddress"], problem
+
+
 @ray.remote
-def _sees(probe: str) -> str | None:
+def _uses(probe: str) -> str | None:
     path = Path(probe)
     try:
         if path.read_text() != path.name:
@@ -146,4 +171,16 @@ def _sees(probe: str) -> str | None:
         answer.unlink()
     except OSError as error:
         return error.strerror or str(error)
+    return None
+
+
+@ray.remote
+def _sees(sizes: dict[str, int]) -> str | None:
+    """*sizes*: of files, in bytes, by their path."""
+    for path, size in sizes.items():
+        try:
+            if Path(path).stat().st_size != size:
+                return f"{path} is another file there"
+        except OSError as error:
+            return f"{path}: {error.strerror or error}"
     return None

@@ -7,6 +7,7 @@ MLflow. Tune's restore is not used: identity and what is on disk decide what run
 import contextlib
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -65,8 +66,10 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
         dataset = datasets.load(sweep.dataset)
         check_workers(sweep, len(dataset.train_labels), train_slots)
         session.check_writable(store, out)
-        if address is not None and folder is not None:
-            connection.check_shared_folder(folder)
+        if address is not None:
+            connection.check_images(dataset)
+            if folder is not None:
+                connection.check_shared_folder(folder)
         stack.enter_context(lock.held(store, lost=session.leave))
         session.check_kind(store, sweep.kind)
         store.remove_leftovers()
@@ -116,18 +119,19 @@ def _run_trials(
     )
     progress = Progress(plan, slots, console)
     tracker = Tracker(uri, sweep.name, store, warn=console.print)
+    scheduler = _scheduler(sweep.early_stopping, plan, store)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "memory": COORDINATOR_MEMORY}),
         param_space={"trial": tune.grid_search(list(plan.work))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=slots + EXTRA_COORDINATORS,
-            scheduler=_scheduler(sweep.early_stopping, plan, store),
+            scheduler=scheduler,
             # What a stopped trial has begun ends with its coordinator's process.
             reuse_actors=sweep.early_stopping is None,
         ),
         run_config=tune.RunConfig(
             name="tune",
-            callbacks=[_Follow(plan, sweep.early_stopping, progress, store, tracker, desk)],
+            callbacks=[_Follow(plan, sweep.early_stopping, scheduler, progress, store, tracker, desk)],
             failure_config=tune.FailureConfig(max_failures=COORDINATOR_RESTARTS),
             verbose=0,
             **scratch,
@@ -180,24 +184,34 @@ def _scheduler(stopping: EarlyStopping | None, plan: Plan[Trial], store: Store) 
         record = store.record(trial_id)
         if record is None or (trial_id in plan.work and plan.work[trial_id].train):
             continue
-        earlier = SimpleNamespace(trial_id=trial_id)
-        scheduler.on_trial_add(None, earlier)
-        for row in record["epochs"]:
-            trained = row["epoch"] / trial.training.epochs
-            if trained < 1 and stopping.MEASURE in row:
-                scheduler.on_trial_result(None, earlier, {"trained": trained, stopping.MEASURE: row[stopping.MEASURE]})
+        ended = SimpleNamespace(trial_id=trial_id)
+        scheduler.on_trial_add(None, ended)
+        _tell(scheduler, ended, record["epochs"], trial.training.epochs)
     return cast(ASHAScheduler, scheduler)
+
+
+def _tell(scheduler: Any, trial: Any, rows: Sequence[Mapping[str, Any]], epochs: int) -> None:
+    """Tell the *scheduler* what the *trial* measured when an earlier run trained it.
+
+    Whether it was to go on was decided then. Untold, it would be compared by where it goes on with what others had
+    reached long before.
+    """
+    for row in rows:
+        trained = row["epoch"] / epochs
+        if trained < 1 and EarlyStopping.MEASURE in row:
+            known = {"trained": trained, EarlyStopping.MEASURE: row[EarlyStopping.MEASURE]}
+            scheduler.on_trial_result(None, trial, known)
 
 
 class _Follow(tune.Callback):
     """Passes what the coordinators report to the progress view and to MLflow's writer."""
 
     def __init__(
-        self, plan: Plan[Trial], stopping: EarlyStopping | None, progress: Progress, store: Store, tracker: Tracker,
-        desk: Any,
+        self, plan: Plan[Trial], stopping: EarlyStopping | None, scheduler: ASHAScheduler | None, progress: Progress,
+        store: Store, tracker: Tracker, desk: Any,
     ) -> None:  # fmt: skip
-        self.plan, self.stopping, self.progress, self.store = plan, stopping, progress, store
-        self.tracker, self.desk = tracker, desk
+        self.plan, self.stopping, self.scheduler, self.progress = plan, stopping, scheduler, progress
+        self.store, self.tracker, self.desk = store, tracker, desk
         self.epochs: dict[str, list[dict[str, Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -208,6 +222,9 @@ class _Follow(tune.Callback):
         trial_id = trial.config["trial"]
         self.progress.update(trial_id, result)
         if result["phase"] == "training":
+            if self.scheduler is not None and "earlier" in result["reached"]:
+                epochs = self.plan.trials[trial_id].training.epochs
+                _tell(self.scheduler, trial, result["reached"]["earlier"], epochs)
             self._training(trial_id, result["reached"])
         elif result["phase"] in ("trained", "done", "failed"):
             self._log(trial_id)

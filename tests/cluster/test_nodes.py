@@ -1,5 +1,6 @@
 """A cluster of three ``ray start`` processes on this machine, and the real command on it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, small
+
+from scl_ray import datasets
+from scl_ray.cluster import connection
+from scl_ray.config import DatasetConfig, InputError
+from scl_ray.datasets.files import ImageFiles
+from scl_ray.datasets.image_folder import squeezed
 
 RAY = str(Path(sys.executable).with_name("ray"))
 # Four short trials, so that three slots have something to share.
@@ -114,6 +121,28 @@ def test_a_folder_that_another_node_cannot_read_is_refused(address: str, hidden:
     assert "cannot use it" in refused.stderr
     assert "every node mounts" in refused.stderr
     assert not list(hidden.rglob("*.parquet"))
+
+
+def test_images_in_files_that_another_node_does_not_see_are_refused(
+    address: str, hidden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(split: str, folder: Path) -> ImageFiles:
+        names = [f"{split}-{number}.png" for number in range(3)]
+        for name in names:
+            (folder / name).write_text(name)
+        return ImageFiles(folder, tuple(names), 8, squeezed, is_cut_when_read=False)
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    digits = datasets.load(DatasetConfig(name="digits"))
+    with connection.connected(address):
+        connection.check_images(digits)
+        seen = dataclasses.replace(digits, train_images=held("train", tmp_path), test_images=held("test", tmp_path))
+        connection.check_images(seen)
+        if not can_mask_folders():
+            pytest.skip("needs root and unshare, to hide a folder from one node")
+        unseen = dataclasses.replace(seen, test_images=held("test", hidden))
+        with pytest.raises(InputError, match=r"dataset\.root: node .* does not see .*test-0\.png: No such file"):
+            connection.check_images(unseen)
 
 
 def test_another_token_is_refused(address: str, tmp_path: Path) -> None:
