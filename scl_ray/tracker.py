@@ -10,7 +10,7 @@ from scl_ray.store import Store
 from scl_ray.tracking import Means, Record, TrackingError, log_networks, log_sweep
 
 FLUSH_SECONDS = 2.0  # what happens within this time is written together
-RETRY_SECONDS = 60.0  # the longest pause between two attempts while MLflow is away
+RETRY_SECONDS = 60.0  # the longest pause between two attempts, while MLflow is away or slow
 CLOSE_SECONDS = 60.0  # a network of 100 MB that has been begun gets through a line of 20 Mbit/s meanwhile
 
 
@@ -63,9 +63,10 @@ class Tracker:
         pause, warned = FLUSH_SECONDS, False
         while not self._closing.wait(pause):
             start = time.monotonic()
-            error = self._flush() or self._log_networks()
+            error = self._flush()
             # Reading back a sweep of a thousand trials takes seconds, which are the driver's too.
-            usual = max(FLUSH_SECONDS, 3 * (time.monotonic() - start))
+            usual = min(max(FLUSH_SECONDS, 3 * (time.monotonic() - start)), RETRY_SECONDS)
+            error = error or self._log_networks()
             pause = min(2 * pause, RETRY_SECONDS) if error else usual
             if error and not warned:
                 self._warn(f"{error}; the sweep goes on, and its log is completed when MLflow can be used again")
