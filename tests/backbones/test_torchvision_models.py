@@ -58,10 +58,18 @@ def test_features_and_cam_layer(name):
     assert seen[0].shape[1:] == maps
 
 
+def test_regnets_layer_is_its_last_block():
+    """Of the families, the one that cannot be built without weights."""
+    backbone = backbones.build("regnet_x_400mf", 64).eval()
+    assert backbones.feature_size(backbone, 64) == 400
+    assert cam_layer(backbone, torch.zeros(1, 3, 64, 64)) is backbone.trunk_output.block4[-1]
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("resnet18", 64), ("mobilenet_v3_small", 32), ("shufflenet_v2_x0_5", 32), ("swin_t", 32), ("vit_b_32", 32)],
-)
+    [("resnet18", 64), ("mobilenet_v3_small", 32), ("shufflenet_v2_x0_5", 32), ("swin_t", 32), ("vit_b_32", 32),
+     ("regnet_y_400mf", 32)],
+)  # fmt: skip
 def test_features_are_what_torchvisions_last_layer_reads(name, size):
     own = {"image_size": size} if name == "vit_b_32" else {}
     theirs, ours = get_model(name, weights=None, **own).eval(), backbones.build(name, size).eval()
