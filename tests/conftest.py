@@ -41,6 +41,10 @@ SMALL = [
 
 sys.path.insert(0, str(ROOT / "sweeps"))
 
+# Networks this small gain nothing from threads and lose much where processors are shared; and sums are then made in one
+# order, whatever else the machine does.
+torch.set_num_threads(1)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
@@ -77,7 +81,6 @@ def digits() -> Dataset:
 @pytest.fixture(scope="session")
 def trained(digits: Dataset) -> Checkpoint:
     """A cross-entropy ResNet-8 after a few epochs on the digits."""
-    torch.set_num_threads(1)
     trial = config.load(DEMO, ["grid.objective=cross_entropy", "training.epochs=4"]).trials()[0]
     assert isinstance(trial, Trial)
     *_, (_, state) = training.fit(digits, trial)

@@ -14,15 +14,6 @@ from scl_ray import readout
 from scl_ray.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small matrices gain nothing from threads and lose much where the processor is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def scores() -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines of held-out digits with the mean digits of few, as logits, and their labels."""

@@ -121,14 +121,11 @@ def _gathered(rank: int) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def alone(few: Dataset) -> dict[str, list]:
     """What one process computes, in float64, so that no unit is switched on or off by rounding alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     found: dict[str, list] = {o["name"]: list(fit(few, point(o, epochs=2))) for o in OBJECTIVES}
     found["resumed"] = list(fit(few, point(OBJECTIVES[1], epochs=3)))
     torch.set_default_dtype(torch.float32)
     found["proxies"] = list(fit(few, point(PROXIES)))
-    torch.set_num_threads(threads)
     return found
 
 

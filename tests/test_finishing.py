@@ -19,15 +19,6 @@ from scl_ray.measures import MEASURES
 from scl_ray.store import Store
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small matrices gain nothing from threads and lose much where the processor is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits() -> datasets.Dataset:
     """The digits at a quarter of the usual number of pixels."""
@@ -43,7 +34,6 @@ def trial(objective: str) -> Trial:
 @pytest.fixture(scope="module", params=["cross_entropy", "supcon"])
 def finished(request, digits):
     """The trial, the trained state, checkpoint and measures."""
-    torch.set_num_threads(1)
     point = trial(request.param)
     *_, (_, state) = training.fit(digits, point)
     return point, state, *finishing.finish(digits, point, state)

@@ -11,15 +11,6 @@ from scl_ray import datasets, readout
 from scl_ray.config import DatasetConfig
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small matrices gain nothing from threads and lose much where the processor is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits():
     """Pixels as features: training and test, with labels."""

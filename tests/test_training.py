@@ -17,15 +17,6 @@ from scl_ray.training import Diverged, fit
 TIMES = {"seconds", "images_per_second"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Sums are then made in one order, whatever else the machine does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     """The digits at a quarter of the usual number of pixels."""
