@@ -14,9 +14,16 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scl_ray.report", description=__doc__)
     parser.add_argument("--out", default="runs", help="folder or fsspec URI that holds the sweep (default: runs)")
     parser.add_argument("--name", required=True, help="the sweep's name")
+    parser.add_argument("--compare", metavar="OTHER", help="instead set the sweep OTHER beside it, on one page")
     arguments = parser.parse_args(command_line)
     console = Console(markup=False)  # brackets belong to specs
     try:
+        if arguments.compare:
+            from scl_ray.report import side_by_side
+
+            page = side_by_side.build(arguments.out, arguments.name, arguments.compare)
+            console.print(f"Comparison: {page}", soft_wrap=True)
+            return 0
         console.print(summary_table(arguments.out, arguments.name))
         console.print(f"Report: {build(arguments.out, arguments.name).index}", soft_wrap=True)
     except ValueError as error:

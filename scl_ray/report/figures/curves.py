@@ -87,7 +87,7 @@ def dose_response(doses: pd.DataFrame, seeds: pd.DataFrame, reference: str, name
         axis.locator_params(axis="y", nbins=4)
     legend(figure, axes)
     figure.supxlabel(f"{parameter}; band: 95 % interval of the mean over seeds; dashed: {reference}", fontsize=9)
-    title = f"Attribution quality against {parameter}"
+    title = f"Attribution quality against {parameter} · {doses['protocol'].iloc[0]} protocol"
     words = " ".join(f"{measure['metric']}: " + ", ".join(
         f"{row['mean']:.3g} at {row['dose']:g}" for row in terms.records(of_measure(doses, measure))) + "."
         for measure in measures)  # fmt: skip

@@ -85,6 +85,9 @@ def save(figure: Figure, name: str, title: str, alt: str) -> Drawn:
     name = re.sub(r"[^\w.-]+", "_", name)
     svg, png = io.StringIO(), io.BytesIO()
     # By the canvases themselves: `savefig` draws everything once more for each file, to find a layout that is found.
+    # Panels of a fixed aspect need two rounds to find theirs.
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
     with matplotlib.rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     figure.set_layout_engine("none")
@@ -103,9 +106,11 @@ def style() -> Iterator[None]:
 
 def panels(count: int, width: float, height: float, above: float = 0.0, **shared: bool) -> tuple[Figure, list[Axes]]:
     """A figure of *count* panels, as even rows of at most four; *width* and *height* of a panel and what lies *above*
-    them all, in inches."""
+    them all, in inches. Three panels to a row are wider: they fill the page as four do."""
     rows = -(-count // ACROSS)
     columns = -(-count // rows)
+    if columns == ACROSS - 1:
+        width *= ACROSS / columns
     figure = Figure(figsize=(width * columns, height * rows + above))
     axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()  # type: ignore[call-overload]
     for axis in axes[count:]:

@@ -9,7 +9,9 @@ from scl_ray.report import terms
 from scl_ray.report.figures.drawing import NEUTRAL, Drawn, save
 
 _PER_LABEL = 0.17  # inches between the labels of a diagram
-_SIDE_BY_SIDE = 8  # diagrams of more methods need the whole width
+_PER_LETTER = 0.066  # inches of a label's letter, at most
+_SPAN = 2.2  # inches from the best possible rank to the worst
+_WIDTH = 10.8  # inches of a figure that fills the page
 
 
 def ranks(table: pd.DataFrame, slug: str) -> Drawn | None:
@@ -25,27 +27,30 @@ def ranks(table: pd.DataFrame, slug: str) -> Drawn | None:
         return None
     metrics = list(dict.fromkeys(rows["metric"]))
     most = int(rows["methods"].max())
-    columns = 1 if most > _SIDE_BY_SIDE else 2
-    height = 0.75 + _PER_LABEL * (-(-most // 2) + 2)
-    figure = Figure(figsize=(5.3 * columns if columns > 1 else 8, height * -(-len(metrics) // columns)))
+    label = _PER_LETTER * (max(map(len, rows["method"])) + 8)
+    columns = 2 if 2 * (2 * label + _SPAN) <= _WIDTH else 1
+    width = max(_WIDTH / columns, 2 * label + _SPAN)
+    height = 0.85 + _PER_LABEL * (-(-most // 2) + 2)
+    figure = Figure(figsize=(width * columns, height * -(-len(metrics) // columns)))
     grid = figure.subplots(-(-len(metrics) // columns), columns, squeeze=False).ravel()
     for axis in grid[len(metrics) :]:
         axis.remove()
     for axis, metric in zip(grid, metrics, strict=False):
-        _ranks(axis, rows[rows["metric"] == metric].sort_values("rank", kind="stable"))
+        _ranks(axis, rows[rows["metric"] == metric].sort_values("rank", kind="stable"), label / (width - 2 * label))
     title = "Which attribution method does a metric prefer?"
     words = " ".join(f"{metric}: " + ", ".join(f"{row['method']} {row['rank']:.1f}" for row in terms.records(
         rows[rows["metric"] == metric].sort_values("rank", kind="stable"))) + "." for metric in metrics)  # fmt: skip
     return save(figure, f"methods-{slug}", title, f"{title} Mean ranks, 1 is best. {words}")
 
 
-def _ranks(axis: Axes, rows: pd.DataFrame) -> None:
-    """One diagram; on the vertical axis labels lie one apart."""
+def _ranks(axis: Axes, rows: pd.DataFrame, beside: float) -> None:
+    """One diagram; on the vertical axis labels lie one apart. *beside*: the room for labels on either side, in spans
+    from the best possible rank to the worst."""
     first = rows.iloc[0]
     count, critical = len(rows), float(first["critical_difference"])
     joined = _groups(rows["rank"].to_numpy(float), critical)
     depth = 1.2 + 0.5 * len(joined) + -(-count // 2)
-    axis.set_xlim(1 - 0.55 * (count - 1), count + 0.55 * (count - 1))
+    axis.set_xlim(1 - beside * (count - 1), count + beside * (count - 1))
     axis.set_ylim(depth, -2.2)
     axis.axis("off")
     axis.plot([1, count], [0, 0], color="#1c2127", linewidth=1)

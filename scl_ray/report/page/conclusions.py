@@ -12,7 +12,9 @@ _MARKS = {"better": "▲", "worse": "▼", "not decided": "·"}
 
 def verdicts(table: pd.DataFrame) -> dict[str, Any]:
     """One view's sentences: the decided ones by objective, and the others."""
-    lines = [{**row, "mark": _MARKS[row["verdict"]]} for row in terms.records(table)]
+    # "p = 0.009" is not torn apart at the end of a line.
+    lines = [{**row, "sentence": row["sentence"].replace("p = ", "p\u00a0=\u00a0").replace("p < ", "p\u00a0<\u00a0")}
+             for row in terms.records(table)]  # fmt: skip
     decided = [line for line in lines if line["verdict"] != "not decided"]
     by_objective = {label: [line for line in decided if line["objective_label"] == label]
                     for label in dict.fromkeys(line["objective_label"] for line in decided)}  # fmt: skip
@@ -47,6 +49,21 @@ def _check(row: dict[str, Any], digits: int) -> dict[str, Any]:
             "interval": terms.interval(row["low"], row["high"], digits)}  # fmt: skip
 
 
+def changes(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Verdicts that two sweeps reach, rows of `SideBySide.verdicts`, as text; those that differ come first."""
+    rows = []
+    for row in terms.records(table.sort_values("same", kind="stable")):
+        sides = []
+        for suffix in ("", "_other"):
+            difference = row[f"difference{suffix}"]
+            digits = terms.decimals(pd.Series([difference]))
+            sides.append({"text": "–" if np.isnan(difference) else terms.signed(difference, digits),
+                          "interval": terms.interval(row[f"low{suffix}"], row[f"high{suffix}"], digits),
+                          "verdict": row[f"verdict{suffix}"]})  # fmt: skip
+        rows.append({**row, "arrow": terms.arrow(row["direction"]), "sides": sides})
+    return rows
+
+
 def slopes(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The slopes of the representative measures as text."""
     rows = []
@@ -56,7 +73,7 @@ def slopes(table: pd.DataFrame) -> list[dict[str, Any]]:
             **row, "arrow": terms.arrow(row["direction"]), "mark": _MARKS[row["verdict"]],
             "series": " · ".join(filter(None, (row["objective"], row["others"], row["backbone"], row["protocol"]))),
             "text": terms.signed(row["slope"], digits), "interval": terms.interval(row["low"], row["high"], digits),
-            "p_text": "" if np.isnan(row["p_holm"]) else terms.p_value(row["p_holm"]),
+            "p_text": "" if np.isnan(row["p_holm"]) else terms.p_value(row["p_holm"]).removeprefix("= "),
             "bent": bool(row["p_straight"] < 0.05),
         })  # fmt: skip
     return rows

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from scl_ray.report import terms
+from scl_ray.report.terms import MEASURED
 from scl_ray.results import Results
 
 
@@ -24,17 +25,22 @@ def grid(results: Results) -> dict[str, Any]:
 
 
 def trained(trials: pd.DataFrame) -> dict[str, Any]:
-    """What training measured, by objective and backbone: mean ± spread over seeds."""
-    measured = [name for name in trials.columns if name.startswith(terms.MEASURED)]
-    rows = []
-    for (label, backbone), group in trials.groupby(["objective_label", "backbone"], observed=True, sort=False):
-        cells = []
-        for name in measured:
-            values = pd.to_numeric(group[name]).dropna()
-            cells.append(terms.number(values.mean(), values.std(), 3) if len(values) else "–")
-        seconds = pd.to_numeric(group["training_seconds"]).mean()
-        rows.append({"objective": label, "backbone": backbone, "cells": cells, "time": duration(seconds)})
-    return {"names": [name.removeprefix(terms.MEASURED) for name in measured], "rows": rows}
+    """What training measured, a row a measure and a column an objective and backbone: mean ± spread over seeds.
+    Measures that share what stands before a slash are one group."""
+    known = list(trials.groupby(["objective_label", "backbone"], observed=True, sort=False))
+    several = trials["backbone"].nunique() > 1
+    networks = [f"{label} · {backbone}" if several else str(label) for (label, backbone), _ in known]
+    groups: dict[str, dict[str, list[str]]] = {}
+    for name in sorted(name for name in trials.columns if name.startswith(MEASURED)):
+        *group, plain = name.removeprefix(MEASURED).split("/", 1)
+        columns = [pd.to_numeric(own[name], errors="coerce").dropna() for _, own in known]
+        digits = terms.decimals(pd.concat(columns))
+        cells = [terms.number(values.mean(), values.std(), digits) for values in columns]
+        groups.setdefault(group[0] if group else "", {})[plain] = cells
+    seconds = [pd.to_numeric(own["training_seconds"]).mean() for _, own in known]
+    if any(map(pd.notna, seconds)):
+        groups.setdefault("", {})["training time"] = [duration(of) for of in seconds]
+    return {"networks": networks, "groups": dict(sorted(groups.items()))}
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
