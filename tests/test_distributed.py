@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import multiprocessing
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -134,7 +135,9 @@ def together(alone, few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> l
     """What each of two processes does with its half of the same batches."""
     folder: Path = tmp_path_factory.mktemp("workers")
     torch.save(alone["resumed"][0][1], folder / "alone.pt")
-    torch.multiprocessing.spawn(_worker, (2, str(folder), few), nprocs=2)
+    # What takes seconds to import is imported once, not by each of them.
+    multiprocessing.set_forkserver_preload(["scl_ray.training", "torch._dynamo", "pytorch_metric_learning.losses"])
+    torch.multiprocessing.start_processes(_worker, (2, str(folder), few), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
