@@ -12,7 +12,7 @@ def _no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def out(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One folder, whose name needs quoting, with one database; every test logs a sweep of its own name."""
     return str(tmp_path_factory.mktemp("the runs"))
