@@ -1,6 +1,7 @@
 """A real MLflow server: what it holds, what it answers to, and that its absence costs only time."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 import torch
+from conftest import ROOT
 from test_checkpoint import made
 from tracking.logged import (
     CROSS_ENTROPY,
@@ -146,6 +148,13 @@ SEARCHES = {
     """dataset.digest = "0123456789ab" and tags.objective_label = "cross_entropy\"""": [PLAIN],
     """tags.trial = "5c0000000000\"""": [COLD],
 }
+
+
+def test_readme_has_these_searches() -> None:
+    # With the digest and the trial of the demo, where these have their own.
+    readme = re.sub(r'"[0-9a-f]{12}"', '"…"', (ROOT / "README.md").read_text())
+    for search in SEARCHES:
+        assert "| `" + re.sub(r'"[0-9a-f]{12}"', '"…"', search) + "` |" in readme
 
 
 def test_searches_find_what_they_ask_for(server: Server) -> None:
