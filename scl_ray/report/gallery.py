@@ -16,7 +16,7 @@ from scl_ray.report.figures.drawing import Drawn, save
 from scl_ray.results import Results, maps, plain, sample_images
 
 MOST_METHODS = 6
-MOST_PICTURES = 1200  # on a page, of some kilobytes each
+MOST_PICTURES = 800  # on a page, of some kilobytes each
 CASES = (("best", 3), ("median", 2), ("worst", 3))
 _PER_FIGURE = 8  # images side by side on paper
 _THUMBNAIL = 96  # pixels; larger maps are scaled down

@@ -1,6 +1,7 @@
 """Tables for a paper: LaTeX with booktabs, for any engine."""
 
 import re
+from unicodedata import lookup
 
 import pandas as pd
 
@@ -8,9 +9,12 @@ LONG = 40  # rows that still fit on one page
 _ESCAPED = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
             "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
             "<": r"\ensuremath{<}", ">": r"\ensuremath{>}", "|": r"\ensuremath{|}"}  # fmt: skip
-_SYMBOLS = {"τ": r"\tau", "α": r"\alpha", "γ": r"\gamma", "λ": r"\lambda", "±": r"\pm", "−": "-", "×": r"\times",
-            "→": r"\rightarrow", "↑": r"\uparrow", "↓": r"\downarrow", "▲": r"\blacktriangle",
-            "▼": r"\blacktriangledown", "·": r"\cdot", "≥": r"\geq", "≤": r"\leq"}  # fmt: skip
+_GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "mu", "nu", "xi", "pi",
+          "rho", "sigma", "tau", "phi", "chi", "psi", "omega")  # fmt: skip
+_SYMBOLS = {lookup(f"GREEK SMALL LETTER {name}"): rf"\{name}" for name in _GREEK} | {
+            "λ": r"\lambda", "±": r"\pm", "−": "-", "×": r"\times", "→": r"\rightarrow", "↑": r"\uparrow",
+            "↓": r"\downarrow", "▲": r"\blacktriangle", "▼": r"\blacktriangledown", 
+            "·": r"\cdot", "≥": r"\geq", "≤": r"\leq"}  # fmt: skip
 _WRITTEN = str.maketrans(_ESCAPED | {symbol: rf"\ensuremath{{{name}}}" for symbol, name in _SYMBOLS.items()}
                          | {"–": "--", "…": r"\ldots{}", "✗": "x", "\n": " "})  # fmt: skip
 

@@ -65,6 +65,7 @@ def _views(results: Results, made: tables.Tables) -> Iterator[View]:
     labels = list(results.trials["objective_label"].cat.categories)
     look = looks(labels, [str(names[label]) for label in labels])
     keys = [tuple(map(str, key)) for key, _ in made.measures.groupby(terms.VIEW, sort=False)]
+    flipped = curves(results)
     with_maps = [key for key in keys if key[0] == keys[0][0]]
     for backbone, protocol in keys:
         view = View(backbone, protocol, {})
@@ -80,7 +81,7 @@ def _views(results: Results, made: tables.Tables) -> Iterator[View]:
                 distributions.violins(_scores(results, view, standing), standing, seeds, look, view.slug)
             ],
             "networks": [*distributions.networks(measures, seeds, look, made.reference, view.slug)],
-            "curves": [_flipping(results, view, look)],
+            "curves": [_flipping(results, flipped, view, look)],
             "accuracy": [relations.accuracy(measures, seeds, look, view.slug)],
             "properties": [relations.properties(view.of(made.properties), view.slug)],
             "agreement": [relations.agreement(view.of(made.agreement), view.slug)],
@@ -127,13 +128,14 @@ def _scores(results: Results, view: View, standing: pd.DataFrame) -> pd.DataFram
     return rows.astype({"objective_label": str, "metric": str, "method": str})
 
 
-def _flipping(results: Results, view: View, look: Looks) -> Drawn | None:
-    """The curves of one view, over the sample images that all its trials classify correctly."""
+def _flipping(results: Results, flipped: pd.DataFrame, view: View, look: Looks) -> Drawn | None:
+    """The curves of one view, of the sweep's that are *flipped*, over the sample images that all its trials classify
+    correctly."""
     trials = results.trials.loc[results.trials["backbone"] == view.backbone, ["trial", "objective_label"]]
     common = results.query("SELECT image FROM common WHERE backbone = $1 AND protocol = $2",
                            [view.backbone, view.protocol])  # fmt: skip
     cells = results.cells.loc[results.cells["protocol"] == view.protocol, ["method", "metric"]]
-    rows = curves(results).merge(trials.astype(str)).merge(cells.astype(str)).merge(common)
+    rows = flipped.merge(trials.astype(str)).merge(cells.astype(str)).merge(common)
     if rows.empty:
         return None
     for column in ("method", "metric"):

@@ -8,6 +8,7 @@ from scl_ray.report import terms
 from scl_ray.report.figures.drawing import (
     BETTER,
     DIVERGING,
+    HOLLOW,
     NEUTRAL,
     WORSE,
     Drawn,
@@ -50,7 +51,7 @@ def _differences(axis: Axes, rows: pd.DataFrame, objectives: list[str], directio
         if not np.isnan(row["low"]):
             axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.2 if decided else 1.2)
         axis.plot(row["difference"], place, "s" if decided else "o", color=colour, markersize=6.5,
-                  markerfacecolor=colour if decided else "white", markeredgewidth=1.3)  # fmt: skip
+                  markerfacecolor=colour if decided else HOLLOW, markeredgewidth=1.3)  # fmt: skip
         # Two seeds tell so little that their interval would leave no room for any other: it runs off the panel.
         few = min(row["seeds"], row["reference_seeds"]) < 3
         ends += [row["difference"]] if few or np.isnan(row["low"]) else [row["low"], row["high"]]

@@ -25,9 +25,11 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A5200")
 MARKERS = "osD^vPX*"
 BETTER, WORSE, NEUTRAL = PALETTE[0], PALETTE[1], "#8b929b"
 DIVERGING = LinearSegmentedColormap.from_list("worse to better", [WORSE, "#f4f4f2", BETTER])
-THEME = {"#1c2127": "var(--ink)", "#8b929b": "var(--axis)", "#dde1e6": "var(--grid)"}  # greys of style.mplstyle
+HOLLOW = "#fefefe"  # the inside of a mark that is not filled
+# The greys of style.mplstyle, and what is as the page.
+THEME = {"#1c2127": "var(--ink)", "#8b929b": "var(--axis)", "#dde1e6": "var(--grid)", HOLLOW: "var(--page)"}
 ACROSS = 4  # panels side by side
-_LUMINANCES = (0.09, 0.30)  # of the darkest and the palest shade of a hue: both are seen on white and on black
+_LUMINANCES = (0.09, 0.29)  # of the darkest and the palest shade of a hue: both are seen on white and on black
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,9 @@ def save(figure: Figure, name: str, title: str, alt: str) -> Drawn:
     name = re.sub(r"[^\w.-]+", "_", name)
     svg, png = io.StringIO(), io.BytesIO()
     # By the canvases themselves: `savefig` draws everything once more for each file, to find a layout that is found.
-    # Panels of a fixed aspect need two rounds to find theirs.
-    if (engine := figure.get_layout_engine()) is not None:
+    # Only panels of a fixed aspect need a second round to find theirs.
+    engine = figure.get_layout_engine()
+    if engine is not None and any(axis.get_aspect() != "auto" for axis in figure.axes if not axis.get_label()):
         engine.execute(figure)
     with matplotlib.rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
@@ -94,7 +97,9 @@ def save(figure: Figure, name: str, title: str, alt: str) -> Drawn:
     figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
     figure.set_facecolor("white")
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    return Drawn(name, title, alt, svg.getvalue(), png.getvalue())
+    # A hundredth of a point is seen by nobody, and four more digits double the page.
+    short = re.sub(r' [dxy]="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), svg.getvalue())
+    return Drawn(name, title, alt, short, png.getvalue())
 
 
 @contextmanager
