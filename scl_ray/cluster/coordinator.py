@@ -103,7 +103,8 @@ def _trained(
                     report = {"phase": "training", "reached": reached}
                     if stopping is not None and "epoch" in reached and reached["epoch"] < epochs:
                         # What Tune's scheduler decides by. A trial that has trained to its end is not stopped.
-                        report |= {"trained": reached["epoch"] / epochs, stopping.MEASURE: reached[stopping.MEASURE]}
+                        trained = stopping.share(reached["epoch"], epochs)
+                        report |= {"trained": trained, stopping.MEASURE: reached[stopping.MEASURE]}
                     tune.report(report)
                     if "epoch" in reached:
                         attempt = 1

@@ -197,7 +197,7 @@ def _tell(scheduler: Any, trial: Any, rows: Sequence[Mapping[str, Any]], epochs:
     reached long before.
     """
     for row in rows:
-        trained = row["epoch"] / epochs
+        trained = EarlyStopping.share(row["epoch"], epochs)
         if trained < 1 and EarlyStopping.MEASURE in row:
             known = {"trained": trained, EarlyStopping.MEASURE: row[EarlyStopping.MEASURE]}
             scheduler.on_trial_result(None, trial, known)
