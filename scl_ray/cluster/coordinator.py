@@ -100,7 +100,7 @@ def _trained(
         try:
             with contextlib.closing(train()) as items:
                 for reached in items:
-                    report = {"phase": "training", "reached": reached}
+                    report: dict[str, Any] = {"phase": "training", "reached": reached}
                     if stopping is not None and "epoch" in reached and reached["epoch"] < epochs:
                         # What Tune's scheduler decides by. A trial that has trained to its end is not stopped.
                         trained = stopping.share(reached["epoch"], epochs)
