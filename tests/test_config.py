@@ -1,5 +1,6 @@
 """What a sweep is: grid expansion, identity, and every refusal in one sentence."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 
 from scl_ray import config
 from scl_ray.config import InputError
+from scl_ray.training import TRAINING_VERSION
 
 DEMO = Path(__file__).parents[1] / "sweeps/demo.yaml"
 
@@ -94,6 +96,23 @@ def test_identity_depends_on_the_data() -> None:
     trial = load().trials()[0]
     assert len({trial.identity("a", 32), trial.identity("b", 32), trial.identity("a", 64)}) == 3
     assert len(trial.identity("a", 32)) == 12
+
+
+def test_identity_is_the_hash_of_what_is_not_default_so_that_older_sweeps_are_found() -> None:
+    settings = {
+        "dataset": {"name": "digits", "download": True},
+        "objective": {"name": "supcon", "temperature": 0.5},
+        "backbone": "resnet8",
+        "seed": 3,
+        "training": {"epochs": 2, "momentum": 0.9, "learning_rate": 1.0},
+    }
+    known = (
+        '{"backbone":"resnet8","code":{},"dataset":{"fingerprint":"f","image_size":32,"validation":0.1},'
+        '"objective":{"name":"supcon","temperature":0.5},"seed":3,"training":{"epochs":2,"learning_rate":1},'
+        f'"version":{TRAINING_VERSION}}}'
+    )
+    expected = hashlib.sha256(known.encode()).hexdigest()[:12]
+    assert config.Trial.model_validate(settings).identity("f", 32) == expected
 
 
 def test_identity_follows_the_source_of_a_users_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
