@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, small
+from ray._private.authentication_test_utils import reset_auth_token_state
 
 from scl_ray import datasets
 from scl_ray.cluster import connection
@@ -123,16 +124,24 @@ def test_a_folder_that_another_node_cannot_read_is_refused(address: str, hidden:
     assert not list(hidden.rglob("*.parquet"))
 
 
-def test_images_in_files_that_another_node_does_not_see_are_refused(
-    address: str, hidden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def nodes_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process has the nodes' token, which Ray would else remember beyond the test."""
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
+        reset_auth_token_state()
+        yield
+    reset_auth_token_state()
+
+
+@pytest.mark.usefixtures("nodes_token")
+def test_images_in_files_that_another_node_does_not_see_are_refused(address: str, hidden: Path, tmp_path: Path) -> None:
     def held(split: str, folder: Path) -> ImageFiles:
         names = [f"{split}-{number}.png" for number in range(3)]
         for name in names:
             (folder / name).write_text(name)
         return ImageFiles(folder, tuple(names), 8, squeezed, is_cut_when_read=False)
 
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     digits = datasets.load(DatasetConfig(name="digits"))
     with connection.connected(address):
         connection.check_images(digits)
