@@ -2,12 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Self
 
 from scl_ray.config import InputError
 from scl_ray.store import Store
-from scl_ray.tracking import Means, Record, TrackingError, log_networks, log_sweep
+from scl_ray.tracking import Record, TrackingError, log_networks, log_sweep
 
 FLUSH_SECONDS = 2.0  # what happens within this time is written together
 RETRY_SECONDS = 60.0  # the longest pause between two attempts, while MLflow is away or slow
@@ -27,24 +27,16 @@ class Tracker:
         self._uri, self._name, self._store, self._warn = uri, name, store, warn
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._epochs: dict[str, dict[int, Record]] = {}
-        self._trials: dict[str, tuple[Record, Means | None]] = {}
+        self._trials: dict[str, Record] = {}
         self._networks: dict[str, Record] = {}  # of the thread alone
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
-    def epoch(self, record: Record, metrics: Mapping[str, Any]) -> None:
-        """A trial in training has finished an epoch: its *record* so far, and the epoch's row of *metrics*."""
+    def trial(self, record: Record) -> None:
+        """A trial's *record*, as it is now: with its epochs so far while it trains, whole when it is trained or has
+        failed."""
         with self._lock:
-            rows = self._epochs.setdefault(record["trial"], {})
-            rows.update({row["epoch"]: row for row in [*record.get("epochs", ()), metrics]})
-            self._trials[record["trial"]] = {**record, "epochs": list(rows.values())}, None
-
-    def trial(self, record: Record, means: Means | None = None) -> None:
-        """A trial is trained or has failed, and with *means* is evaluated too."""
-        with self._lock:
-            self._epochs.pop(record["trial"], None)
-            self._trials[record["trial"]] = record, means
+            self._trials[record["trial"]] = {**record, "epochs": tuple(record.get("epochs", ()))}
 
     def close(self, timeout: float = CLOSE_SECONDS) -> bool:
         """Write what waits, networks excepted, for at most *timeout* seconds. Returns whether nothing of it is left and
@@ -64,7 +56,7 @@ class Tracker:
         while not self._closing.wait(pause):
             start = time.monotonic()
             error = self._flush()
-            # Reading back a sweep of a thousand trials takes seconds, which are the driver's too.
+            # What it takes is the driver's time too.
             usual = min(max(FLUSH_SECONDS, 3 * (time.monotonic() - start)), RETRY_SECONDS)
             error = error or self._log_networks()
             pause = min(2 * pause, RETRY_SECONDS) if error else usual
@@ -78,15 +70,13 @@ class Tracker:
             trials, self._trials = self._trials, {}
         if not trials:
             return None
-        records = [record for record, _ in trials.values()]
-        means = {trial: means for trial, (_, means) in trials.items() if means is not None}
         try:
-            log_sweep(self._uri, self._name, records, means, status="RUNNING")
+            log_sweep(self._uri, self._name, trials.values(), {}, status="RUNNING")
         except (TrackingError, InputError) as error:
             with self._lock:
                 self._trials = trials | self._trials
             return error
-        self._networks |= {record["trial"]: record for record in records if record.get("status") == "trained"}
+        self._networks |= {trial: record for trial, record in trials.items() if record.get("status") == "trained"}
         return None
 
     def _log_networks(self) -> TrackingError | None:

@@ -257,7 +257,7 @@ class _Follow(tune.Callback):
         elif "epoch" in reached:
             self.epochs[trial_id].append(reached)
             record = {"trial": trial_id, "status": "training", **self.plan.trial_record(self.plan.trials[trial_id])}
-            self.tracker.epoch({**record, "epochs": self.epochs[trial_id]}, reached)
+            self.tracker.trial({**record, "epochs": self.epochs[trial_id]})
 
     def _log(self, trial_id: str) -> None:
         try:

@@ -43,9 +43,10 @@ def ui_command(out: str) -> str:
         python = os.path.relpath(python)
     if uri.startswith(("http://", "https://")):
         return shlex.join([python, "-m", "webbrowser", f"{connection.without_password(uri).rstrip('/')}/{PAGE}"])
-    server = shlex.join([python, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri])
+    server = shlex.join([python, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri"])
+    database = f'"${VARIABLE}"' if connection.without_password(uri) != uri else shlex.quote(uri)
     # Its job runner, which a sweep has no use for, starts eight processes and doubles the wait.
-    return f"MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {server}"
+    return f"MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {server} {database}"
 
 
 def check(uri: str, name: str | None = None) -> None:

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,9 @@ from scl_ray.config import InputError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+
+FEW = 50  # trials whose runs are asked for one by one; reading back thousands takes seconds of the sweep's own
 
 
 class TrackingError(RuntimeError):
@@ -53,24 +56,34 @@ def reported(uri: str) -> Iterator[None]:
         raise TrackingError(unusable(uri, reason(error))) from error
 
 
-def runs_of(client: "MlflowClient", experiment_id: str) -> dict[str, "Run"]:
-    """The sweep's run as ``""`` and each trial's by its id."""
+def runs_of(client: "MlflowClient", experiment_id: str, trials: Collection[str]) -> dict[str, "Run"]:
+    """The sweep's run as ``""`` and by their ids those of *trials*, as far as there are any; others may be among
+    them."""
+    few = ["tags.sweep LIKE '%'", *(f"tags.trial = '{trial}'" for trial in trials)]
     runs: dict[str, Run] = {}
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
-        for run in page:
+    for wanted in few if len(trials) <= FEW else [""]:
+        for run in _found(client, experiment_id, wanted):
             if "trial" in run.data.tags or "sweep" in run.data.tags:
                 runs.setdefault(run.data.tags.get("trial", ""), run)
+    return runs
+
+
+def _found(client: "MlflowClient", experiment_id: str, wanted: str) -> "Iterator[Run]":
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], wanted, max_results=1000, page_token=token)
+        yield from page
         token = page.token
         if not token:
-            return runs
+            return
 
 
 def reason(error: BaseException) -> str:
     """The first sentence of what is behind *error*; MLflow's own message buries it."""
     while (cause := error.__cause__ or error.__context__) and not isinstance(cause, LookupError):
         error = cause
+    if "mlflow db upgrade" in str(error):
+        return "its database was made by another version of MLflow; copy it, then run 'mlflow db upgrade' with this URI"
     return re.split(r"\.?\s*\n|(?<=[^.]{2})\. ", str(error).strip() or type(error).__name__)[0][:200]
 
 

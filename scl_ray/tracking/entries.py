@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import posixpath
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,6 +14,7 @@ Record = Mapping[str, Any]  # trials/<trial>.json; of a trial in training at lea
 Means = Mapping[str, float | None]
 
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's or an experiment's description
+LONGEST_NAME = 250  # characters of a metric's name
 REMOVED = (NOTE, "error")  # tags that are removed when there is nothing to say any more
 
 # A trial's record calls what calibrates its scores a temperature; supcon's parameter is one too.
@@ -42,7 +44,7 @@ class Entry(NamedTuple):
     parameters: Mapping[str, str] = {}
     epochs: tuple[Record, ...] = ()
     metrics: Mapping[str, float] = {}
-    tags: Mapping[str, str] = {}  # those of `TAGS` that are missing here are removed
+    tags: Mapping[str, str] = {}  # those of `REMOVED` that are missing here are removed
     data: Data | None = None
 
 
@@ -82,7 +84,12 @@ def of_trial(record: Record, means: Means | None, sweep_status: str) -> Entry:
 
 
 def _metric_name(name: str) -> str:
-    return "/".join(map(tracking_name, name.split("/")))
+    """The *name* as MLflow takes it: with its characters, as a path that no other spelling has, and not too long."""
+    allowed = posixpath.normpath("/".join(map(tracking_name, name.split("/"))))
+    if len(allowed) <= LONGEST_NAME:
+        return allowed
+    end = f":{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return f"{allowed[: LONGEST_NAME - len(end)]}{end}"
 
 
 def of_epoch(row: Record) -> dict[str, float | None]:

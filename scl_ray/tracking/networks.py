@@ -31,14 +31,15 @@ def log_networks(
     network that torch.export cannot write has no model, and its run's tag ``network`` says why. Returns the trials that
     still lack their network. Raises TrackingError when MLflow is away.
     """
-    wanted = {record["trial"]: record["finished"] for record in records if record.get("status") == "trained"}
     held = {trial: logged for trial, (logged, _) in connection.held(uri, name, LOGGED).items()}
-    if wanted.items() <= held.items():
+    trained = {record["trial"]: record["finished"] for record in records if record.get("status") == "trained"}
+    wanted = {trial: finished for trial, finished in trained.items() if held.get(trial) != finished}
+    if not wanted:
         return set()
     with connection.reported(uri):
         client = connection.client_class()(uri)
         experiment = client.get_experiment_by_name(name)
-        runs = connection.runs_of(client, experiment.experiment_id) if experiment else {}
+        runs = connection.runs_of(client, experiment.experiment_id, wanted) if experiment else {}
         logged = {trial: run.data.tags.get(LOGGED) for trial, run in runs.items()}
         lacking = [trial for trial in wanted if logged.get(trial) != wanted[trial] and store.is_trained(trial)]
         for trial in filter(runs.get, lacking):

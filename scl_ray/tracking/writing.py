@@ -58,12 +58,12 @@ def log_sweep(
 
 
 def _bring_up_to_date(
-    client: "MlflowClient", uri: str, sweep: Entry, trials: Iterable[Entry], artifacts: Mapping[str, bytes]
+    client: "MlflowClient", uri: str, sweep: Entry, trials: Sequence[Entry], artifacts: Mapping[str, bytes]
 ) -> None:
     from mlflow.tracking.context.registry import resolve_tags
 
     experiment_id = _experiment(client, uri, sweep.label)
-    runs = connection.runs_of(client, experiment_id)
+    runs = connection.runs_of(client, experiment_id, [entry.trial for entry in trials])
     ours = resolve_tags()  # who logs, and by which command
     parent = runs.get("") or client.create_run(experiment_id, tags=ours | {"sweep": sweep.label}, run_name=sweep.label)
     _write_data(client, parent, sweep.data)

@@ -2,9 +2,10 @@
 
 import http.server
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,24 @@ def test_deleted_experiment_is_named(uri: str) -> None:
         tracking.log_sweep(uri, "deleted", [SUPCON], {})
 
 
+def test_a_database_of_another_mlflow_is_named_with_the_way_out(uri: str, tmp_path: Path) -> None:
+    tracking.log_sweep(uri, "older", [], {})
+    older = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database, closing(sqlite3.connect(older)) as copy:
+        database.backup(copy)
+        copy.execute("UPDATE alembic_version SET version_num = 'of old'")
+        copy.commit()
+    with pytest.raises(tracking.TrackingError, match="mlflow.db cannot be used .*run 'mlflow db upgrade'"):
+        tracking.log_sweep(tracking.tracking_uri(str(tmp_path)), "older", [SUPCON], {})
+
+
+def test_the_command_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:secret@database/mlflow")
+    command = tracking.ui_command("runs")
+    assert "secret" not in command
+    assert command.endswith('--backend-store-uri "$MLFLOW_TRACKING_URI"')
+
+
 @contextmanager
 def answering(code: int, body: bytes) -> Iterator[str]:
     """The address of a web server that answers everything so."""
@@ -69,6 +88,7 @@ def refusal(uri: str) -> str:
 
 def test_unusable_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setattr(address, "CHECK_SECONDS", 120.0)  # so that a busy machine does not decide
     assert "Connection refused" in refusal(f"http://127.0.0.1:{free_port()}")
     with answering(403, b"who are you?") as server:
         message = refusal(server)

@@ -93,6 +93,31 @@ def test_names_clash_with_no_setting(uri: str) -> None:
     )
 
 
+def test_names_that_mlflow_would_refuse_are_made_acceptable(uri: str) -> None:
+    alike = [f"faithfulness/{'m' * 200}/{'g' * 100}{end}" for end in "ab"]
+    odd = {"complexity/m[path=/data/]/a[to=b//c]": 1.0, "complexity/m/a[x=é*?]": 2.0}
+    tracking.log_sweep(uri, "odd", [SUPCON], {SUPCON["trial"]: dict.fromkeys(alike, 3.0) | odd})
+    metrics = Stored(uri, "odd").trials[SUPCON["trial"]].data.metrics
+    assert (metrics["complexity/m:path:/data/a:to:b/c"], metrics["complexity/m/a:x:é__"]) == (1.0, 2.0)
+    long = [name for name in metrics if name.startswith("faithfulness/mmm")]
+    assert [len(name) for name in long] == [250, 250]  # two, told apart
+
+
+def test_of_a_large_sweep_only_what_is_asked_for_is_read(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking.log_sweep(uri, "large", [CROSS_ENTROPY, SUPCON, TRIPLET], {})
+    stored = Stored(uri, "large")
+
+    def found() -> dict[str, str]:
+        runs = connection.runs_of(stored.client, stored.parent.info.experiment_id, [SUPCON["trial"], "none"])
+        return {trial: run.info.run_id for trial, run in runs.items()}
+
+    few = found()
+    assert few == {"": stored.parent.info.run_id, SUPCON["trial"]: stored.trials[SUPCON["trial"]].info.run_id}
+    monkeypatch.setattr(connection, "FEW", 1)
+    assert few.items() < found().items()
+    assert len(found()) == 4
+
+
 def test_again_changes_nothing_and_needs_no_mlflow(uri: str, report: Path) -> None:
     def again() -> None:
         tracking.log_sweep(uri, "again", [CROSS_ENTROPY, SUPCON], TRAINED, str(report), SWEEP)
