@@ -4,7 +4,6 @@ import os
 import sys
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -91,18 +90,14 @@ def finish(
 
 
 def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str, str], console: Console) -> bool:
-    """Bring MLflow up to date with the store. Returns False when it is away."""
-    means: dict[str, dict[str, float | None]] = defaultdict(dict)
-    table = trial_means(results)
-    is_incomplete = table["trial"].isin([*failures, *missing(out, plan.sweep.name)["trial"]])
-    for row in table[~is_incomplete].to_dict("records"):
-        means[row["trial"]][f"{row['facet']}/{row['metric']}/{row['method']}"] = row["mean"]
+    """Bring MLflow up to date with the store. Returns False when it cannot be used."""
+    means = _means(results)
     try:
         tracking.log_sweep(
             uri,
             plan.sweep.name,
             results.records.values(),
-            means,
+            {trial: means[trial] for trial in means.keys() - failures.keys()},
             f"{out}/{plan.sweep.name}/report",
             plan.sweep.model_dump(mode="json"),
             status="FAILED" if failures else "FINISHED",
@@ -111,12 +106,24 @@ def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str
         lacking = tracking.log_networks(
             uri, plan.sweep.name, results.store, results.records.values(), lambda: time.monotonic() < deadline
         )
-    except tracking.TrackingError as error:
+    except (tracking.TrackingError, InputError) as error:  # InputError: its experiment was deleted meanwhile
         console.print(str(error), style="yellow")
         return False
     if lacking:
         console.print(f"MLflow lacks {len(lacking)} networks, for which it was too slow; the same command logs more")
     return True
+
+
+def _means(results: Results) -> dict[str, dict[str, float | None]]:
+    """What MLflow is told of each trial that lacks nothing: ``<facet>/<metric>/<method>`` to the mean, if any."""
+    table = trial_means(results)
+    table = table[~table["trial"].isin(missing(results)["trial"])]
+    means: dict[str, dict[str, float | None]] = {trial: {} for trial in table["trial"]}
+    for row in table.to_dict("records"):
+        # Where no value is defined, pandas has nan for the mean.
+        mean = row["mean"] if row["images"] else None
+        means[row["trial"]][f"{row['facet']}/{row['metric']}/{row['method']}"] = mean
+    return means
 
 
 def _summarise(
