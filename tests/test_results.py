@@ -119,6 +119,8 @@ def test_images_past_the_plan_are_left_out(tmp_path):
     fewer = results.load(str(tmp_path / "fewer"), "demo")
     assert fewer.groupby(["trial", "method", "metric"], observed=True).size().eq(30).all()
     assert set(fewer["image"]) < set(everything["image"])
+    scores = results.open_results(str(tmp_path / "fewer"), "demo").query("SELECT DISTINCT image FROM scores")
+    assert set(scores["image"]) == set(fewer["image"])
 
 
 def lacking(out) -> list[tuple]:

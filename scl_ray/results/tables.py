@@ -1,6 +1,7 @@
 """What DuckDB is given of a sweep: one table a kind of fact, of what the plan covers."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,11 +91,11 @@ def _views(scores: str, predictions: str) -> str:
         (method::method_name AS method, metric::metric_name AS metric, protocol::protocol_name AS protocol)
         FROM cell_rows;
     CREATE TABLE measures AS SELECT trial::trial_name AS trial, measure, value FROM measure_rows;
-    CREATE VIEW scores AS {scores};
     CREATE TABLE predictions AS
         SELECT trial::trial_name AS trial, protocol::protocol_name AS protocol, image, label, prediction, confidence,
                prediction = label AS correct
         FROM ({predictions});
+    CREATE VIEW scores AS {scores};
     CREATE VIEW scored AS
         SELECT s.trial, s.image, s.method, s.metric, facet, direction, protocol, value, label, prediction, confidence,
                correct
@@ -127,6 +128,8 @@ def _scores(
         return ("SELECT NULL::trial_name AS trial, NULL::INT AS image, NULL::method_name AS method, "
                 "NULL::metric_name AS metric, NULL::FLOAT AS value WHERE false")  # fmt: skip
     rows = " UNION ALL ".join(selects)
+    if any(part.last >= plan["images"] for group in parts.values() for part in group):
+        rows = f"SELECT * FROM ({rows}) WHERE image IN (SELECT image FROM predictions)"  # which end where the plan does
     if coverage.repeated(groups):
         return f"SELECT trial, image, method, metric, min(value) AS value FROM ({rows}) GROUP BY ALL"
     return rows
@@ -170,13 +173,21 @@ def _measures(records: Records) -> pd.DataFrame:
 
 def _told_apart(table: pd.DataFrame, records: Records) -> list[str]:
     """Objective labels; where two recipes share one, the training settings that differ are added to it."""
-    recipes = {trial: record["configuration"].get("training", {}) for trial, record in records.items()}
-    labels = []
-    for trial, label in zip(table["trial"], table["objective_label"], strict=True):
-        same = [recipes[other] for other in table.loc[table["objective_label"] == label, "trial"]]
-        differing = sorted(key for key in recipes[trial] if any(r.get(key) != recipes[trial][key] for r in same))
-        labels.append(" ".join([label, *(f"{key}={recipes[trial][key]}" for key in differing)]))
-    return labels
+    recipes = [records[trial]["configuration"].get("training", {}) for trial in table["trial"]]
+    sharing: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for label, recipe in zip(table["objective_label"], recipes, strict=True):
+        sharing[label].append(recipe)
+    differing = {label: _differing(alike) for label, alike in sharing.items()}
+    return [
+        " ".join([label, *(f"{key}={recipe[key]}" for key in differing[label] if key in recipe)])
+        for label, recipe in zip(table["objective_label"], recipes, strict=True)
+    ]
+
+
+def _differing(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that are not the same in all *recipes*."""
+    keys = set().union(*recipes)
+    return sorted(key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes))
 
 
 def _quoted(text: str) -> str:
