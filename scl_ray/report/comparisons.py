@@ -123,8 +123,10 @@ def table(means: pd.DataFrame, views: Iterable[ViewScores], reference: str, *, s
 def _pairs(wide: BySeed, reference: str) -> Iterator[tuple[str, NDArray[np.bool_], Values, Values]]:
     """Each other objective, the measures that it and the *reference* have, and their values there, seed by seed."""
     for label, values in wide.values.items():
-        if label != reference and reference in wide.values:
-            there = wide.measured[label] & wide.measured[reference]
+        if label == reference or reference not in wide.values:
+            continue
+        there = wide.measured[label] & wide.measured[reference]
+        if there.any():  # networks of the two may all differ in their backbone
             yield label, there, values[there], wide.values[reference][there]
 
 

@@ -53,6 +53,19 @@ def test_without_the_reference_nothing_is_compared():
     assert comparisons.compare(means_of(0), ["view", "metric"], "reference", ["view"]).empty
 
 
+def test_objectives_that_share_no_backbone_with_the_reference_are_not_compared():
+    rows = [(backbone, label, seed) for backbone, labels in (("a", ["reference"]), ("b", ["one", "other"]))
+            for label in labels for seed in range(3)]  # fmt: skip
+    means = pd.DataFrame(rows, columns=["backbone", "objective_label", "seed"]).assign(
+        protocol="corrected", facet="complexity", metric="complexity", method="grad_cam", direction="lower", mean=0.5
+    )
+    assert comparisons.table(means, [], "reference", same_seeds=True).empty
+    # The others still are.
+    third = means[means["objective_label"] == "one"].assign(backbone="a", mean=[0.1, 0.2, 0.3])
+    found = comparisons.table(pd.concat([means, third]), [], "reference", same_seeds=True)
+    assert [*found["objective_label"], *found["backbone"]] == ["one", "a"]
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> tuple[pd.DataFrame, list[view_scores.ViewScores]]:
     out = tmp_path_factory.mktemp("comparisons")
