@@ -117,14 +117,17 @@ def of_methods(means: pd.DataFrame) -> pd.DataFrame:
     rows = []
     scores = means[means["facet"] != ACCURACY]
     for key, measure in scores.groupby([*VIEW, "facet", "metric", "direction"], sort=False):
-        wide = measure.pivot(index="trial", columns="method", values="mean")[measure["method"].unique()].dropna()
+        wide = measure.pivot(index="trial", columns="method", values="mean")[measure["method"].unique()]
+        # A method that no network has a value for takes nothing from the others.
+        wide = wide.dropna(axis="columns", how="all").dropna()
         networks, methods = wide.shape
         if methods < 2 or networks < 2:
             continue
         oriented = wide.to_numpy() * (-1 if key[-1] == "higher" else 1)
         ranks = rankdata(oriented, axis=1).mean(axis=0)
         if methods > 2:
-            p = float(friedmanchisquare(*oriented.T).pvalue)
+            with np.errstate(invalid="ignore"):  # nan where all are alike for every network
+                p = float(friedmanchisquare(*oriented.T).pvalue)
         else:
             wins = int((oriented[:, 0] < oriented[:, 1]).sum())
             uneven = int((oriented[:, 0] != oriented[:, 1]).sum())

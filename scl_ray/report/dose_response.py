@@ -71,6 +71,7 @@ def _series(trials: pd.DataFrame, recipes: Mapping[str, object]) -> Iterator[tup
             others = [name for name in varied if name != parameter]
             # Trials of another recipe are not the same but for the dose.
             for _, group in rows.groupby([*others, "recipe"], observed=True, sort=False, dropna=False):
+                group = group.dropna(subset=[parameter])
                 if group[parameter].nunique() > 1:
                     named = ", ".join(f"{name}={group[name].iloc[0]}" for name in others)
                     yield (str(objective), str(parameter), named), group[["trial"]].assign(dose=group[parameter])

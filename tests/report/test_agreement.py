@@ -144,3 +144,12 @@ def test_methods_that_are_alike_have_no_best():
     assert not agreement.of_methods(means)["best"].any()
     two = agreement.of_methods(means[means["method"] != "c"])
     assert two["p"].iloc[0] == pytest.approx(stats.binomtest(round(10 * (2 - two["rank"].iloc[0])), 10).pvalue)
+
+
+def test_a_method_without_any_value_leaves_the_others_their_ranks():
+    rows = [(f"t{trial}", method, value if method != "c" else np.nan) for trial in range(6)
+            for method, value in zip("abc", (0.1, 0.2, 0.3), strict=True)]  # fmt: skip
+    means = pd.DataFrame(rows, columns=["trial", "method", "mean"]).assign(
+        backbone="resnet18", protocol="corrected", facet="faithfulness", metric="auc", direction="lower")  # fmt: skip
+    found = agreement.of_methods(means)
+    assert dict(zip(found["method"], found["rank"], strict=True)) == {"a": 1, "b": 2}

@@ -100,3 +100,10 @@ def test_a_grid_without_doses_has_empty_tables():
     for table in dose_response.tables(means, trials, recipes(trials)):
         assert table.empty
         assert {*VIEW, *MEASURE, "objective", "parameter"} <= set(table)
+
+
+def test_a_trial_without_a_dose_is_in_no_series():
+    means, trials = grid(lambda dose: 0.5 + 0.02 * np.log2(dose))
+    without = trials.assign(objective="supcon")  # cross-entropy's, under the same name
+    of_dosed, of_all = (dose_response.tables(means, table, recipes(table))[1] for table in (trials, without))
+    pd.testing.assert_frame_equal(of_dosed, of_all)
