@@ -80,7 +80,7 @@ def compare(pair: tuple[Results, Results], made: tuple[Tables, Tables]) -> SideB
 
 def _share_images(pair: tuple[Results, Results]) -> pd.DataFrame:
     """Make the images that both sweeps have in common those of each; how many they are, by view."""
-    if len({results.plan["dataset"]["fingerprint"] for results in pair}) > 1:
+    if not _same_dataset(pair):
         return pd.DataFrame(columns=[*VIEW, "images"])
     own = [results.query("SELECT backbone::VARCHAR AS backbone, protocol::VARCHAR AS protocol, image FROM common")
            for results in pair]  # fmt: skip
@@ -93,6 +93,10 @@ def _share_images(pair: tuple[Results, Results]) -> pd.DataFrame:
             ON of.backbone::VARCHAR = shared.backbone AND of.protocol::VARCHAR = shared.protocol
             AND of.image = shared.image""")
     return shared.groupby(VIEW, sort=False, as_index=False).agg(images=("image", "count"))
+
+
+def _same_dataset(pair: tuple[Results, Results]) -> bool:
+    return len({results.plan["dataset"]["fingerprint"] for results in pair}) == 1
 
 
 def _verdicts(made: tuple[Tables, Tables]) -> pd.DataFrame:
@@ -122,7 +126,7 @@ def _page(
         facts=_facts(pair, made),
         views=views,
         shared=len(set(pair[0].plan["trials"]) & set(pair[1].plan["trials"])),
-        same_images=not found.images.empty,
+        same_dataset=_same_dataset(pair),
         compared=len(found.differences),
         changes=conclusions.changes(terms.representative(found.verdicts)),
         verdicts=len(found.verdicts),
@@ -152,9 +156,10 @@ def _facts(pair: tuple[Results, Results], made: tuple[Tables, Tables]) -> list[t
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     digits = terms.decimals(pd.Series([row["mean"], row["other_mean"]]))
+    finer = max(digits, terms.resolving(row["difference"], row["low"], row["high"], significant=2))
     return {
         **row, "arrow": terms.arrow(row["direction"]),
         "sides": [terms.number(row["mean"], np.nan, digits), terms.number(row["other_mean"], np.nan, digits)],
-        "text": "–" if pd.isna(row["difference"]) else terms.signed(row["difference"], digits),
-        "interval": terms.interval(row["low"], row["high"], digits),
+        "text": "–" if pd.isna(row["difference"]) else terms.signed(row["difference"], finer),
+        "interval": terms.interval(row["low"], row["high"], finer),
     }  # fmt: skip

@@ -44,8 +44,8 @@ def table(comparisons: pd.DataFrame, measures: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentence(row: dict) -> str:
-    """The verdict of one row of comparisons, with ``digits`` after the point."""
-    label, reference, digits = row["objective_label"], row["reference"], row["digits"]
+    """The verdict of one row of comparisons, with ``digits`` after the point, or as many as its difference needs."""
+    label, reference = row["objective_label"], row["reference"]
     few = [(name, int(seeds)) for name, seeds in ((label, row["seeds"]), (reference, row["reference_seeds"]))
            if seeds < FEWEST_SEEDS]  # fmt: skip
     measure = "accuracy" if row["facet"] == terms.ACCURACY else f"{terms.spelled(row['metric'])} of {row['method']}"
@@ -53,6 +53,7 @@ def sentence(row: dict) -> str:
         return f"{label} and {reference}: {measure} is defined for no network of one of them"
     least, most = sorted((int(row["seeds"]), int(row["reference_seeds"])))
     seeds = f"{least} seed{'s' if least != 1 else ''}" if least == most else f"{least} and {most} seeds"
+    digits = max(row["digits"], terms.resolving(row["difference"], row["low"], row["high"], significant=2))
     found = [f"{measure} {terms.signed(row['difference'], digits)}"]
     if not np.isnan(row["low"]):
         found[0] += f" {terms.interval(row['low'], row['high'], digits)}"

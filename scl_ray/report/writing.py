@@ -140,7 +140,7 @@ def _flipping(results: Results, flipped: pd.DataFrame, view: View, look: Looks) 
         return None
     for column in ("method", "metric"):
         rows[column] = rows[column].map({spec: plain(spec) for spec in rows[column].unique()})
-    return curve_figures.flipping(_ordered(rows, results), look, view.slug)
+    return curve_figures.at_steps(_ordered(rows, results), look, view.slug)
 
 
 def _ordered(rows: pd.DataFrame, results: Results) -> pd.DataFrame:

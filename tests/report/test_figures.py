@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from scl_ray.report.figures import differences, drawing, rankings
+from scl_ray.report.figures import curves, differences, distributions, drawing, rankings
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +83,44 @@ def test_ids_of_two_figures_on_a_page_differ_and_numbers_are_short():
 def test_three_panels_in_a_row_fill_the_page_as_four_do():
     assert drawing.panels(6, 2.7, 2)[0].get_figwidth() == pytest.approx(drawing.panels(8, 2.7, 2)[0].get_figwidth())
     assert len(drawing.panels(7, 2.7, 2)[1]) == 7
+
+
+def test_scores_that_are_all_zero_or_undefined_are_drawn():
+    measure = {"facet": "coherence", "metric": "pointing_game", "method": "grad_cam", "direction": "higher"}
+    look = drawing.looks(["one", "other"], ["one", "other"])
+    zero = np.zeros(len(distributions.QUANTILES))
+    scores = pd.DataFrame({**measure, "objective_label": ["one", "other"], "images": 40, "quantiles": [zero, zero]})
+    measures = pd.DataFrame({**measure, "objective_label": ["one", "other"], "mean": 0.0, "spread": 0.0})
+    seeds = pd.DataFrame({**measure, "objective_label": ["one", "other"], "seed": 0, "mean": 0.0})
+    drawn = distributions.violins(scores, measures, seeds, look, "slug")
+    assert "one 0.00 to 0.00, other 0.00 to 0.00" in drawn.alt
+    nowhere = [table.assign(mean=np.nan, spread=np.nan) for table in (measures, seeds)]
+    (drawn,) = distributions.networks(*nowhere, look, "one", "slug")
+    assert "pointing_game under grad_cam: one –, other –." in drawn.alt
+
+
+def curves_of(metric: str, values: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"objective_label": "one", "trial": "t", "method": "grad_cam", "metric": metric,
+                         "step": range(len(values)), "value": values})  # fmt: skip
+
+
+def test_only_pixels_that_are_flipped_are_called_so():
+    look = drawing.looks(["one"], ["one"])
+    flipped = curves.at_steps(curves_of("pixel_flipping_auc", [0.9, 0.4, 0.1]), look, "slug")
+    assert "share of the pixels flipped" in flipped.svg
+    for metric in ("insertion_auc", "road", "pixel_flipping_auc[order=least_relevant]"):
+        assert "flipped" not in curves.at_steps(curves_of(metric, [0.1, 0.4]), look, "slug").svg
+
+
+def test_a_curve_below_zero_is_not_cut_off(monkeypatch):
+    limits = []
+    monkeypatch.setattr(curves, "save", lambda figure, *_: limits.append(figure.axes[0].get_ylim()))
+    for values in ([-0.3, 0.2], [0.3, 0.2]):
+        curves.at_steps(curves_of("sensitivity_n", values), drawing.looks(["one"], ["one"]), "slug")
+    assert limits[0][0] <= -0.3
+    assert limits[1][0] == 0
+
+
+def test_dollars_in_a_name_are_no_formula():
+    rows = compared(["better", "worse"]).replace("objective 0", r"mine:$\frac{$")
+    assert r"mine:$\frac{$" in differences.forest(rows, "forest", "cross_entropy").svg

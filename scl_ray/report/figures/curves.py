@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from scl_ray import specs
 from scl_ray.report import terms
 from scl_ray.report.figures.drawing import (
     Drawn,
@@ -18,9 +19,11 @@ from scl_ray.report.figures.drawing import (
 )
 
 MOST_PANELS = 8
+# Their step after n is the share n of all pixels, the most important first; other metrics have steps of their own.
+_FLIPPING = {"pixel_flipping_auc", "prediction_flip_auc"}
 
 
-def flipping(curves: pd.DataFrame, look: Looks, slug: str) -> Drawn:
+def at_steps(curves: pd.DataFrame, look: Looks, slug: str) -> Drawn:
     """A panel a metric and method: each objective's curve over the sample images, the mean of its seeds, with a band of
     one standard deviation over seeds.
 
@@ -30,7 +33,8 @@ def flipping(curves: pd.DataFrame, look: Looks, slug: str) -> Drawn:
     panel = curves[["metric", "method"]].drop_duplicates()
     turn = panel.groupby("metric", sort=False).cumcount()
     shown = panel.iloc[np.argsort(turn, kind="stable")[:MOST_PANELS]]
-    figure, axes = panels(len(shown), 2.7, 2.2, 0.25 + legend_height(len(look)), sharex=True)
+    of_pixels = all(_flips(metric) for metric in shown["metric"])
+    figure, axes = panels(len(shown), 2.7, 2.2, 0.25 + legend_height(len(look)), sharex=of_pixels)
     by_network = curves.groupby(["metric", "method", "objective_label", "trial", "step"], sort=False)["value"].mean()
     over_seeds = by_network.groupby(level=[0, 1, 2, 4], sort=False).agg(["mean", "std"])
     for axis, (metric, method) in zip(axes, shown.itertuples(index=False), strict=True):
@@ -38,21 +42,27 @@ def flipping(curves: pd.DataFrame, look: Looks, slug: str) -> Drawn:
         for label in lines.index.unique(level=0):
             colour, _ = look[str(label)]
             line = lines.loc[label].sort_index()
-            # The unperturbed image is no step: the first value is that after one step's pixels.
-            share = 100 * (line.index.to_numpy() + 1) / (line.index.max() + 1)
+            step = line.index.to_numpy() + 1
+            share = 100 * step / step.max() if of_pixels else step
             spread = line["std"].fillna(0)
             axis.fill_between(share, line["mean"] - spread, line["mean"] + spread, color=colour, alpha=0.2, linewidth=0)
             axis.plot(share, line["mean"], color=colour, label=label)
         axis.set_title(f"{terms.spelled(metric)}\n{method}")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]) if (lines["mean"] < 0).any() else 0)
         axis.locator_params(nbins=4)
     legend(figure, axes)
-    figure.supxlabel("share of the pixels flipped, the most important first, in %; band: spread over seeds", fontsize=9)
-    title = "How the score falls as pixels are flipped"
+    along = "share of the pixels flipped, the most important first, in %" if of_pixels else "step"
+    figure.supxlabel(f"{along}; band: spread over seeds", fontsize=9)
+    title = "How the score falls as pixels are flipped" if of_pixels else "What the metrics read at each step"
     first = tuple(shown.iloc[0])
     means = over_seeds.loc[first]["mean"].groupby(level=0, sort=False).mean()
     words = "; ".join(f"{label} {value:.3f}" for label, value in means.items())
     return save(figure, f"curves-{slug}", title, f"{title}, {' under '.join(first)}, mean of the curve: {words}.")
+
+
+def _flips(metric: str) -> bool:
+    name, parameters = specs.parse(metric)
+    return name in _FLIPPING and "order" not in parameters
 
 
 def dose_response(doses: pd.DataFrame, seeds: pd.DataFrame, reference: str, name: str, parameter: str) -> Drawn:

@@ -66,7 +66,7 @@ def _differences(axis: Axes, rows: pd.DataFrame, objectives: list[str], directio
 def _sentence(row: dict) -> str:
     if np.isnan(row["difference"]):
         return f"{row['objective_label']}, {row['metric']}: undefined."
-    digits = terms.decimals(pd.Series([row["difference"]]))
+    digits = terms.resolving(row["difference"], row["low"], row["high"])
     interval = terms.interval(row["low"], row["high"], digits)
     return (f"{row['objective_label']}, {row['metric']}: {terms.signed(row['difference'], digits)} {interval}"
             f", {row['verdict']}.")  # fmt: skip

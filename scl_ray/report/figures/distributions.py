@@ -56,8 +56,10 @@ def _networks(
     if len(base) and not np.isnan(base.iloc[0]):
         axis.axvline(base.iloc[0], color=NEUTRAL, linewidth=0.9, linestyle=(0, (3, 3)))
     # Three collections a panel, not three lines a row: a page of many panels is drawn in seconds.
-    place = {label: number for number, label in enumerate(objectives)}
     points, panel = points.dropna(subset=["mean"]), panel.dropna(subset=["mean"])
+    if panel.empty:  # the measure is defined for no network
+        return
+    place = {label: number for number, label in enumerate(objectives)}
     spread = panel.dropna(subset=["spread"])
     colours = {label: colour for label, (colour, _) in look.items()}
     axis.scatter(points["mean"], points["objective_label"].map(place) + 0.27, s=10, facecolors="none", linewidths=0.9,
@@ -104,7 +106,7 @@ def _violin(axis: Axes, quantiles: np.ndarray, count: int, place: int, colour: s
     from scipy.stats import gaussian_kde
 
     low, high = quantiles[0], quantiles[-1]
-    if high - low < 1e-9 * max(abs(low), abs(high)):
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # all may be zero
         axis.plot(low, place, "D", color=colour, alpha=0.5)
         return
     at = np.linspace(low, high, 60)
@@ -120,7 +122,7 @@ def _quartiles(scores: pd.DataFrame, shown: list[dict[str, str]]) -> str:
         rows = of_measure(scores, measure)
         quartiles = np.stack(list(rows["quantiles"]))[:, [len(QUANTILES) // 4, 3 * len(QUANTILES) // 4]]
         digits = terms.decimals(pd.Series(quartiles.ravel()))
-        told = ", ".join(f"{label} {low:.{digits}f} to {high:.{digits}f}"
+        told = ", ".join(f"{label} {terms.written(low, digits)} to {terms.written(high, digits)}"
                          for label, (low, high) in zip(rows["objective_label"], quartiles, strict=True))  # fmt: skip
         sentences.append(f"{measure['metric']} under {measure['method']}, middle half of the images: {told}.")
     return " ".join(sentences)

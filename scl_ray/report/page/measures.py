@@ -48,11 +48,12 @@ def for_paper(measures: pd.DataFrame) -> pd.DataFrame:
 
 def _cell(row: Mapping[str, Any], digits: int, most: int) -> dict[str, Any]:
     compared = not np.isnan(row["difference"])
+    finer = max(digits, terms.resolving(row["difference"], row["low"], row["high"], significant=2))
     return {
         "number": terms.number(row["mean"], row["spread"], digits),
         "seeds": int(row["seeds"]) if row["seeds"] < most else None,
-        "difference": terms.signed(row["difference"], digits) if compared else "",
-        "interval": terms.interval(row["low"], row["high"], digits),
+        "difference": terms.signed(row["difference"], finer) if compared else "",
+        "interval": terms.interval(row["low"], row["high"], finer),
         "p": "" if np.isnan(row["p_holm"]) else terms.p_value(row["p_holm"]), "verdict": row["verdict"],
         "undefined": int(row["undefined"]),
     }  # fmt: skip
