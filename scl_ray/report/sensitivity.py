@@ -37,12 +37,11 @@ def table(means: pd.DataFrame, views: Iterable[ViewScores], compared: pd.DataFra
 
     *means*: `tables.seed_means`; *compared*: `comparisons.compare` of them. Columns: backbone, protocol, facet, metric,
     method, direction, objective_label, check, images (how many a trial's mean is of, on average), seeds,
-    reference_seeds, difference, low, high, p, p_holm (over the view's comparisons under the same check), verdict, same
-    (the verdict is that of ``as compared``; missing where it cannot be told), note (why it cannot be told).
+    reference_seeds, difference, low, high, p, p_holm (over all of the view's comparisons, with those that the check can
+    tell in place of what they check: no verdict changes because there is less to compare), verdict, same (the verdict
+    is that of ``as compared``; missing where it cannot be told), note (why it cannot be told).
     """
-    scored = means[means["facet"] != ACCURACY]
-    base = compared[compared["facet"] != ACCURACY]
-    base = base[[*_KEYS, "direction", "objective_label", *_RESULT]].merge(_images(scored), "left")
+    base = compared[[*_KEYS, "direction", "objective_label", *_RESULT]].merge(_images(means), "left")
     otherwise = [rows for scores in views for rows in _other_images(scores)]
     parts = [base.assign(check=AS_COMPARED)]
     for check, rows in pd.concat(otherwise).groupby("check", sort=False) if otherwise else ():
@@ -50,8 +49,10 @@ def table(means: pd.DataFrame, views: Iterable[ViewScores], compared: pd.DataFra
         parts.append(found.merge(_images(rows), "left").assign(check=check))
     parts += [_other_protocol(base), _raw_probabilities(base), at_equal_accuracy(means, reference)]
     found = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
-    found = comparisons.decide(found.drop(columns=["p_holm", "verdict"], errors="ignore"), [*VIEW, "check"])
     compared_as = [*_KEYS, "objective_label"]
+    families = [_decided(rows, base, compared_as) for _, rows in found.groupby("check", sort=False)]
+    found = pd.concat(families or [found.assign(p_holm=np.nan, verdict="")], ignore_index=True)
+    found = found[found["facet"] != ACCURACY]
     main = found.loc[found["check"] == AS_COMPARED, [*compared_as, "verdict"]]
     found = found.merge(main.rename(columns={"verdict": "main"}), "left", compared_as)
     found["same"] = (found["verdict"] == found["main"]).astype("boolean").where(found["difference"].notna())
@@ -59,6 +60,14 @@ def table(means: pd.DataFrame, views: Iterable[ViewScores], compared: pd.DataFra
     found["place"] = found.groupby(compared_as, sort=False).ngroup()
     columns = [*_KEYS, "direction", "objective_label", "check", "images", *_RESULT, "p_holm", "verdict", "same", "note"]
     return found.sort_values("place", kind="stable", ignore_index=True)[columns]
+
+
+def _decided(rows: pd.DataFrame, base: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """One check's *rows* with p_holm and verdict, in the family of all comparisons of *base*."""
+    told = rows.loc[rows["p"].notna(), keys].assign(told=True)
+    others = base.merge(told, "left", keys)
+    family = pd.concat([rows, others[others["told"].isna()].drop(columns="told")], ignore_index=True)
+    return comparisons.decide(family, VIEW)[: len(rows)]
 
 
 def at_equal_accuracy(means: pd.DataFrame, reference: str) -> pd.DataFrame:

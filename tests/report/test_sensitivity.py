@@ -131,6 +131,36 @@ def test_what_cannot_be_told_is_neither_same_nor_other(sweep):
     assert row["verdict"] == "not decided"
 
 
+def test_the_verdict_as_compared_is_the_main_one(sweep):
+    """Each check's p-values stand in the family of all comparisons, accuracy's among them: less to compare, as where
+    one metric alone has raw probabilities, decides nothing."""
+    _, _, compared, found = sweep
+    keys = [*VIEW, *MEASURE, "objective_label"]
+    both = found[found["check"] == "as compared"].merge(compared, on=keys, suffixes=("", "_main"))
+    assert len(both) == (compared["facet"] != "accuracy").sum()
+    np.testing.assert_allclose(both["p_holm"], both["p_holm_main"])
+    other = found[found["check"] == "published protocol"].assign(protocol="published")
+    both = other.merge(compared, on=keys, suffixes=("", "_main"))
+    assert len(both)
+    np.testing.assert_allclose(both["p_holm"], both["p_holm_main"])
+
+    means, rng = means_of({"cross_entropy": [0.9] * 3, "supcon": [0.9] * 3}, 0.0, noise=0.0), np.random.default_rng(1)
+    scored = means[means["facet"] != "accuracy"]
+    noise = rng.normal(0, 0.01, len(scored))
+    means = pd.concat(
+        [means[means["facet"] == "accuracy"]]
+        + [
+            scored.assign(metric=metric, mean=scored["mean"] + noise)
+            for metric in ("auc", "auc[probability=raw]", *(f"other{number}" for number in range(40)))
+        ]
+    )
+    compared = comparisons.compare(means, [*VIEW, *MEASURE], "cross_entropy", VIEW)
+    found = sensitivity.table(means, [], compared, "cross_entropy")
+    raw = found[found["check"] == "raw probabilities"].iloc[0]
+    assert raw["p"] < 0.05 < raw["p_holm"]
+    assert raw["same"]
+
+
 def test_raw_probabilities_are_set_beside_calibrated_ones():
     rows = []
     for metric, shift in (("pixel_flipping_auc[noise=1]", 0.0), ("pixel_flipping_auc[noise=1,probability=raw]", 0.2)):
