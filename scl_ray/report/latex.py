@@ -45,6 +45,7 @@ def _cell(value: object) -> str:
         return "--"
     if isinstance(value, float):
         # 1e-05 is a number to no reader of a paper.
-        text = re.sub(r"e([+-])0*(\d+)$", r"\\cdot 10^{\g<1>\g<2>}", f"{value:.6g}").replace("^{+", "^{")
-        return rf"\ensuremath{{{text}}}" if value < 0 or "cdot" in text else text.replace("inf", r"\ensuremath{\infty}")
+        text = re.sub(r"e([+-])0*(\d+)$", r"\\cdot 10^{\g<1>\g<2>}", f"{value + 0.0:.6g}").replace("^{+", "^{")
+        text = text.replace("inf", r"\infty")
+        return text if re.fullmatch(r"[\d.]+", text) else rf"\ensuremath{{{text}}}"
     return escape(str(value))

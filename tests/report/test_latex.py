@@ -32,6 +32,16 @@ def test_rules_columns_and_numbers():
     assert not re.search(r"(?<!\\)[%#$_]", rows[2])
 
 
+def test_infinity_has_its_sign():
+    text = latex.table(pd.DataFrame({"low": [-np.inf, np.inf, -0.0, 3e20]}))
+    assert re.findall(r"^(.*) \\\\$", text, re.MULTILINE)[1:] == [
+        r"\ensuremath{-\infty}",
+        r"\ensuremath{\infty}",
+        "0",
+        r"\ensuremath{3\cdot 10^{20}}",
+    ]
+
+
 def test_a_long_table_goes_on_over_pages():
     text = latex.table(pd.DataFrame({"value": np.arange(latex.LONG + 1)}))
     assert r"\begin{longtable}{r}" in text
