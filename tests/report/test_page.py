@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from scl_ray.report.figures import drawing
-from scl_ray.report.page import conclusions, provenance
+from scl_ray.report.page import View, conclusions, provenance
 
 STYLE = (files("scl_ray.report") / "templates/style.css").read_text()
 TEXTS = [("ink", "page"), ("soft", "page"), ("link", "page"), ("ink", "raised"), ("soft", "raised"),
@@ -109,3 +109,18 @@ def test_what_no_check_decides_is_apart():
     found = conclusions.checks(sensitivity_rows(["not decided", "not decided", "not decided"]))
     assert found["rows"] == []
     assert found["open"][0]["cells"][2]["verdict"] == "untold"
+
+
+def test_a_backbone_of_the_users_own_names_no_pseudo_class():
+    # In a stylesheet, "#maps-my_nets:small" would be no id.
+    assert View("my_nets:small", "corrected", {}).slug == "my_nets_small-corrected"
+
+
+def test_an_interval_that_holds_zero_denies_no_direction():
+    row = {"direction": "lower", "published": 0.27, "published_spread": 0.0, "published_low": 0.26,
+           "published_high": 0.28, "mean": 0.3, "low": 0.2, "high": 0.4, "agrees": True}  # fmt: skip
+    ends = [(-0.2, 0.1, False), (0.1, 0.2, False), (-0.2, -0.1, True), (np.nan, np.nan, pd.NA)]
+    table = pd.DataFrame([row | {"difference_low": low, "difference_high": high, "same_direction": same}
+                          for low, high, same in ends])  # fmt: skip
+    told = [found["direction_kept"] for found in conclusions.reproduction(table)]
+    assert told == ["not decided", "no", "yes", ""]

@@ -1,5 +1,6 @@
 """The report's page: one self-contained HTML file that needs no network, in a light and a dark theme."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -42,7 +43,7 @@ class View:
 
     @property
     def slug(self) -> str:
-        return f"{self.backbone}-{self.protocol}"
+        return re.sub(r"[^\w-]+", "_", f"{self.backbone}-{self.protocol}")  # a backbone may be ``module:callable``
 
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of this view."""

@@ -29,8 +29,7 @@ def checks(table: pd.DataFrame) -> dict[str, Any]:
     columns = list(dict.fromkeys(table["check"]))
     rows = []
     for (facet, metric, method, label), own in table.groupby([*terms.MEASURE, "objective_label"], sort=False):
-        digits = terms.decimals(own["difference"])
-        cells = {row["check"]: _check(row, digits) for row in terms.records(own)}
+        cells = {row["check"]: _check(row) for row in terms.records(own)}
         told = own["same"].dropna()
         rows.append({"facet": facet, "metric": metric, "method": method, "objective": label,
                      "cells": [cells.get(column) for column in columns], "stands": bool(told.all()),
@@ -40,9 +39,10 @@ def checks(table: pd.DataFrame) -> dict[str, Any]:
             "standing": sum(row["stands"] for row in rows), "any": len(columns) > 1}  # fmt: skip
 
 
-def _check(row: dict[str, Any], digits: int) -> dict[str, Any]:
+def _check(row: dict[str, Any]) -> dict[str, Any]:
     if np.isnan(row["difference"]):
         return {"verdict": "untold", "text": "–", "note": row["note"], "changed": False}
+    digits = terms.resolving(row["difference"], row["low"], row["high"])
     changed = row["check"] != sensitivity.AS_COMPARED and not pd.isna(row["same"]) and not row["same"]
     return {"verdict": row["verdict"], "mark": _MARKS[row["verdict"]], "changed": changed, "note": row["note"],
             "text": terms.signed(row["difference"], digits),
@@ -56,7 +56,7 @@ def changes(table: pd.DataFrame) -> list[dict[str, Any]]:
         sides = []
         for suffix in ("", "_other"):
             difference = row[f"difference{suffix}"]
-            digits = terms.decimals(pd.Series([difference]))
+            digits = terms.resolving(difference, row[f"low{suffix}"], row[f"high{suffix}"])
             sides.append({"text": "–" if np.isnan(difference) else terms.signed(difference, digits),
                           "interval": terms.interval(row[f"low{suffix}"], row[f"high{suffix}"], digits),
                           "verdict": row[f"verdict{suffix}"]})  # fmt: skip
@@ -68,7 +68,7 @@ def slopes(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The slopes of the representative measures as text."""
     rows = []
     for row in terms.records(terms.representative(table)):
-        digits = terms.decimals(pd.Series([row["slope"]]))
+        digits = terms.resolving(row["slope"], row["low"], row["high"])
         rows.append({
             **row, "arrow": terms.arrow(row["direction"]), "mark": _MARKS[row["verdict"]],
             "series": " · ".join(filter(None, (row["objective"], row["others"], row["backbone"], row["protocol"]))),
@@ -91,6 +91,7 @@ def reproduction(table: pd.DataFrame) -> list[dict[str, Any]]:
             "ours": terms.number(row["mean"], np.nan, digits),
             "interval": terms.interval(row["low"], row["high"], digits),
             "agreement": "cannot be told" if pd.isna(row["agrees"]) else "agrees" if row["agrees"] else "differs",
-            "direction_kept": "" if pd.isna(row["same_direction"]) else "yes" if row["same_direction"] else "no",
+            "direction_kept": "" if pd.isna(row["same_direction"]) else "yes" if row["same_direction"]
+            else "not decided" if row["difference_low"] <= 0 <= row["difference_high"] else "no",
         })  # fmt: skip
     return rows
