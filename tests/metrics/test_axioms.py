@@ -46,11 +46,15 @@ def test_integrated_gradients_are_complete_and_others_are_not(network, images, t
 
 
 def test_non_sensitivity_equals_the_definition(exact, network, images, targets, maps):
-    small = nn.functional.interpolate(images[:3], (16, 16), mode="bilinear")
+    small = nn.functional.interpolate(images, (16, 16), mode="bilinear")
+    # Where the network is sure, no single pixel matters.
+    with torch.no_grad():
+        unsure = network(small).softmax(1).amax(1).argsort()[:3]
+    small, targets = small[unsure], targets[unsure]
     # Some pixels have no attribution, and others next to none.
-    given = maps["grad_cam"][:3, ::2, ::2].clone()
+    given = maps["grad_cam"][unsure, ::2, ::2].clone()
     given[given < 0.3] *= 1e-5
-    ours = score("non_sensitivity", network, small, targets[:3], given, patch_size=1)
+    ours = score("non_sensitivity", network, small, targets, given, patch_size=1)
     for i in range(3):
         changed = small[i].double().repeat(257, 1, 1, 1)
         for pixel in range(256):
