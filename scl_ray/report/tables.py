@@ -118,7 +118,8 @@ def reference_objective(results: Results) -> str:
 def seed_means(results: Results) -> pd.DataFrame:
     """One row a trial and measure: backbone, protocol, objective_label, seed, trial, facet, metric, method (both
     without their protocol), direction, mean, images, undefined. Accuracy is a measure too, of no method, on all
-    evaluated images."""
+    evaluated images. A measure that is not scored yet on all common images has no mean: it would be of other images
+    than that of the other trials."""
     scores = trial_means(results, images="common")
     for column in ("method", "metric"):
         scores[column] = scores[column].map({spec: plain(spec) for spec in scores[column].cat.categories}).astype(str)
@@ -127,6 +128,10 @@ def seed_means(results: Results) -> pd.DataFrame:
     rows = pd.concat([accuracy, scores.astype({"facet": str, "direction": str})]).astype({"protocol": str})
     configuration = results.trials[["trial", "objective_label", "backbone", "seed"]]
     rows = rows.merge(configuration.astype({"backbone": str, "objective_label": str}), on="trial")
+    common = results.query("SELECT backbone, protocol, count(*) AS common FROM common GROUP BY ALL")
+    wanted = rows[VIEW].merge(common.astype(dict.fromkeys(VIEW, str)), "left")["common"]
+    whole = (rows["facet"] == ACCURACY) | (rows["images"] + rows["undefined"] >= wanted)
+    rows["mean"] = rows["mean"].where(whole)
     return _ordered(rows, results)[[*VIEW, "objective_label", "seed", "trial", *MEASURE, "direction", "mean", "images",
                                     "undefined"]]  # fmt: skip
 

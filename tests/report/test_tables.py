@@ -52,6 +52,20 @@ def test_the_comparison_is_with_cross_entropy_over_seed_means(made):
     assert measure(made.measures, "cross_entropy", "complexity")["verdict"] == ""
 
 
+def test_a_trial_that_is_not_scored_on_all_common_images_has_no_mean(tmp_path):
+    """Scores that a kill left out, where the predictions are there: the mean of the others would be of other images."""
+    store = known.write(tmp_path)
+    part = store.parts("scores", known.trial_id("supcon τ=0.5", "resnet8", 1))[0]
+    store.fs.rm_file(part.path)
+    made = tables.make(results.open_results(str(tmp_path), "demo"))
+    row = measure(made.measures, "supcon τ=0.5", "complexity")
+    assert row["seeds"] == 2
+    assert row["mean"] == pytest.approx(6.58, abs=1e-6)  # of the seeds at either end
+    assert row["verdict"] == "not decided"
+    assert measure(made.measures, "supcon τ=0.07", "complexity")["seeds"] == 3
+    assert list(made.failures["status"]) == ["incomplete"]
+
+
 def test_only_images_that_all_compared_trials_classify_correctly_count(made):
     common = known.common_ranks([(label, seed) for label in known.OBJECTIVES for seed in known.SEEDS])
     row = made.images.iloc[0]
