@@ -123,6 +123,13 @@ def test_images_past_the_plan_are_left_out(tmp_path):
     assert set(scores["image"]) == set(fewer["image"])
 
 
+def test_curves_of_images_past_the_plan_are_left_out(tmp_path):
+    known.write(tmp_path, seeds=(0,), images=known.SAMPLE - 6)
+    opened = results.open_results(str(tmp_path), "demo")
+    wanted = list(results.sample_images(opened))[:-6]
+    assert set(results.curves(opened)["image"]) == set(wanted)
+
+
 def lacking(out) -> list[tuple]:
     """What is missing: (trial, what, first, last, how many cells) for each range of ranks."""
     table = results.missing(str(out), "demo")

@@ -157,7 +157,10 @@ def maps(results: Results, trial: str, images: Iterable[int]) -> dict[tuple[int,
 
 def curves(results: Results) -> pd.DataFrame:
     """The curve metrics on the sample images: trial, image, method, metric, step, value."""
-    parts = coverage.rows(results.store, results.plan, "curves", results.records, coverage.CURVES)
+    images = results.query("SELECT DISTINCT image FROM predictions")["image"]  # parts may hold more than the plan wants
+    parts = coverage.rows(
+        results.store, results.plan, "curves", results.records, coverage.CURVES, ds.field("image").isin(images.tolist())
+    )
     if not parts:
         return pd.DataFrame(columns=list(coverage.CURVES))
     keys = ["trial", "image", "method", "metric", "step"]
