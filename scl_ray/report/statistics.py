@@ -167,13 +167,23 @@ def standardised(values: Values, reference: Values) -> Interval:
 
 def power(difference: float, variances: tuple[float, float], seeds: int, alpha: float = ALPHA) -> float:
     """The share of sweeps with *seeds* networks on either side in which Welch's test at level *alpha* finds a true
-    *difference* of its own sign between recipes of these *variances* (noncentral t)."""
-    from scipy.special import nctdtr, stdtrit
+    *difference* of its own sign between recipes of these *variances*.
 
-    total = sum(variances)
-    freedom = (seeds - 1) * total**2 / sum(variance**2 for variance in variances)
-    missed = nctdtr(freedom, abs(difference) / np.sqrt(total / seeds), stdtrit(freedom, 1 - alpha / 2))
-    return float(1 - np.nan_to_num(missed))  # it gives nan where nothing is missed: below about 1e-200
+    Of normal samples, how two mean squares share out does not depend on their sum. Given it, Welch's t is a multiple of
+    a noncentral t with all 2n - 2 degrees of freedom, against the quantile at its own; the share is a beta variable, at
+    whose quantiles the power is averaged. With the degrees of freedom of the true variances instead, three seeds would
+    seem to find in 78 of 100 sweeps what they find in 67.
+    """
+    from scipy.special import betaincinv, nctdtr, stdtrit
+
+    one, other = variances
+    freedom, points = seeds - 1, 16
+    share = betaincinv(freedom / 2, freedom / 2, (np.arange(points) + 0.5) / points)
+    own, base = one * share, other * (1 - share)
+    critical = stdtrit(freedom * (own + base) ** 2 / (own**2 + base**2), 1 - alpha / 2)
+    multiple = np.sqrt((one + other) / (2 * (own + base)))
+    missed = nctdtr(2 * freedom, abs(difference) / np.sqrt((one + other) / seeds), critical / multiple)
+    return float(1 - np.nan_to_num(missed).mean())  # it gives nan where nothing is missed: below about 1e-200
 
 
 def seeds_needed(values: Values, reference: Values, alpha: float = ALPHA) -> float:

@@ -108,7 +108,7 @@ def test_every_column_of_a_comparison(sweep, full):
     assert row["superiority"] == superiority.estimate > 0.9
     assert row["p_mixed"] == image_statistics.mixed_model(*scored).p
     assert row["p_published"] == image_statistics.published(*scored).p < row["p"]
-    assert row["seeds_needed"] == statistics.FEWEST_SEEDS
+    assert row["seeds_needed"] <= row["seeds"]  # it is decided
     assert row["verdict"] == "better"
 
 
