@@ -108,8 +108,12 @@ class Store:
         self.write(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False).encode())
 
     def read_json(self, path: str) -> Any | None:
+        """What the file holds, or None where there is no such file. Raises InputError where it holds something else."""
         data = self.read(path)
-        return None if data is None else json.loads(data)
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError as error:
+            raise InputError(f"{self.path(path)}: is not JSON ({error}); remove it and run the sweep again") from error
 
     def write_table(self, path: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()

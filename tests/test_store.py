@@ -135,6 +135,12 @@ def test_records_and_checkpoints(store: Store) -> None:
     store.remove("checkpoints/t1")
 
 
+def test_a_record_that_is_cut_off_is_named_with_the_way_out(store: Store) -> None:
+    store.write("trials/0a0000000000.json", b'{"status": "trai')
+    with pytest.raises(InputError, match=r"trials/0a0000000000\.json: is not JSON .*; remove it and run"):
+        store.is_trained("0a0000000000")
+
+
 def test_an_unknown_filesystem_is_refused() -> None:
     with pytest.raises(InputError, match="--out nosuch://x: .*give a folder or an fsspec URI"):
         open_store("nosuch://x", "demo")

@@ -178,17 +178,10 @@ def open_results(out: str, name: str) -> Results:
 def _read(out: str, name: str) -> tuple[Store, dict[str, Any], dict[str, dict[str, Any]]]:
     """The sweep's store, its plan and the records of its trials, in the plan's order."""
     store = open_store(out, name)
-    plan = _json(store, "plan.json")
+    plan = store.read_json("plan.json")
     if plan is None:
         raise InputError(
             f"{store.root}: holds no sweep (plan.json is missing); give --out and --name of a finished run"
         )
-    found = {trial: _json(store, f"trials/{trial}.json") for trial in plan["trials"]}
+    found = {trial: store.record(trial) for trial in plan["trials"]}
     return store, plan, {trial: record for trial, record in found.items() if record is not None}
-
-
-def _json(store: Store, path: str) -> dict[str, Any] | None:
-    try:
-        return store.read_json(path)
-    except ValueError as error:
-        raise InputError(f"{store.path(path)}: is not JSON ({error}); remove it and run the sweep again") from error
