@@ -77,7 +77,8 @@ def agreement(table: pd.DataFrame, slug: str) -> Drawn | None:
     _bar(figure, image, axes)
     title = f"Do the metrics agree? Rank correlation under {method}"
     column = next(iter(sides.values()))
-    words = "; ".join(f"{row['metric']} and {row['other_metric']} {row[column]:.2f}" for row in terms.records(rows))
+    words = "; ".join(f"{row['metric']} and {row['other_metric']} {terms.written(row[column], 2)}"
+                      for row in terms.records(rows[rows[column].notna()]))  # fmt: skip
     return save(figure, f"agreement-{slug}", title, f"{title}: {words}.")
 
 
@@ -98,7 +99,8 @@ def properties(table: pd.DataFrame, slug: str) -> Drawn | None:
     axis.set_aspect("auto")
     _bar(figure, image, [axis])
     title = "What goes with better explanations? Rank correlation over networks"
-    words = "; ".join(f"{row['facet']} with {row['property']} {row['over_trials']:.2f}" for row in terms.records(rows))
+    words = "; ".join(f"{row['facet']} with {row['property']} {terms.written(row['over_trials'], 2)}"
+                      for row in terms.records(rows))  # fmt: skip
     return save(figure, f"properties-{slug}", title, f"{title}: {words}.")
 
 
