@@ -1,9 +1,11 @@
 import re
 
-from conftest import ROOT
+from conftest import DEMO, ROOT
 
+from scl_ray import config
 from scl_ray.attribution import METHODS
 from scl_ray.attribution.question import TARGETS
+from scl_ray.datasets import Dataset
 from scl_ray.metrics import METRICS
 
 README = (ROOT / "README.md").read_text()
@@ -22,3 +24,9 @@ def test_every_metric_stands_under_its_facet_with_its_direction():
             found[name] = {"↓": "lower", "↑": "higher"}[arrow]
             assert METRICS[name].facet in facets.split(", ")
     assert found == {name: metric.direction for name, metric in METRICS.items()}
+
+
+def test_the_trials_and_the_data_that_are_named_are_the_demo_s(digits: Dataset):
+    trials = {trial.identity(digits.fingerprint, digits.image_size) for trial in config.load(DEMO).trials()}
+    assert set(re.findall(r'tags\.trial = "(.*?)"', README)) <= trials
+    assert set(re.findall(r'dataset\.digest = "(.*?)"', README)) == {digits.fingerprint[:12]}
