@@ -193,12 +193,11 @@ def test_a_network_that_sees_nothing_has_no_correlation(images, targets, maps, s
 
 @pytest.mark.parametrize("spec", SPECS[:5])
 def test_bfloat16_is_near(network, images, targets, maps, spec):
-    full = score(spec, network, images[:8], targets[:8], maps["grad_cam"][:8])
-    half = score(spec, network, images[:8], targets[:8], maps["grad_cam"][:8], precision="bfloat16")
+    full = score(spec, network, images, targets, maps["grad_cam"])
+    half = score(spec, network, images, targets, maps["grad_cam"], precision="bfloat16")
     assert not torch.equal(full, half)
-    # Eight bits of mantissa for the features, over scores that differ by some per cent. Where they hardly differ, as on
-    # one image of the eight may be, ranks are those of the rounding.
-    assert (full - half).abs().median() < 0.02
+    # Eight bits of mantissa for the features, over scores that differ by some per cent.
+    assert (full - half).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize(
