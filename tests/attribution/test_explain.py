@@ -50,8 +50,8 @@ def test_one_image_at_a_time_is_the_same_as_all_together(batch, found, reference
     together = found[spec][[2, 0]]
     apart = (torch.cat(alone) - together).abs()
     if spec == "lrp":
-        # A ReLU whose input is zero but for float32's rounding passes on what its terms cancel in, or does not: then the
-        # few pixels that it sees change. float64 tells it from zero, and there the bound is everybody's.
+        # A ReLU whose input is zero but for float32's rounding passes on what its terms cancel in, or does not: then
+        # the few pixels that it sees change. float64 tells it from zero, and there the bound is everybody's.
         assert apart.sum() <= 0.01 * together.abs().sum()
         assert (apart <= 1e-5).double().mean() > 0.9
         exact, exactly = copy.deepcopy(batch.model).double(), batch.images.double()
