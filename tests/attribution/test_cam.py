@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,9 @@ RESIZE = 1e-4  # grad-cam resizes with OpenCV
 
 def test_grad_cam_equals_grad_cam_library(network, images, targets):
     wanted = [ClassifierOutputTarget(int(target)) for target in targets]
-    theirs = GradCAM(network, [network.cam_layer])(images, wanted)
+    # grad-cam leaves gradients on the parameters of what it is given.
+    given = copy.deepcopy(network)
+    theirs = GradCAM(given, [given.cam_layer])(images, wanted)
     for protocol in ("corrected", "published"):
         ours = explain(network, images, targets, "grad_cam", protocol=protocol)
         assert ours.dtype == torch.float32
@@ -50,6 +54,7 @@ def test_grad_cam_equals_grad_cam_library(network, images, targets):
 @threadpool_limits.wrap(1, user_api="blas")
 def test_published_cams_equal_grad_cam_library(monkeypatch, network, images, targets, method, peer, where):
     # Before pooling and a linear layer the gradient is the same at every position, and several CAMs agree.
+    network = copy.deepcopy(network)  # on whose parameters grad-cam leaves gradients
     layer = network.cam_layer if where == "last block" else network.backbone.layer2
     images, targets = images[:8], targets[:8]
     ours = explain(network, images, targets, method, layer=layer, protocol="published").numpy()
