@@ -27,14 +27,15 @@ RENEWAL = 5.0
 
 
 @contextlib.contextmanager
-def held(store: Store, lost: Callable[[str], None]) -> Iterator[None]:
-    """Hold the sweep's lock. Raises InputError, naming the holder, when a living process has it.
+def held(store: Store, lost: Callable[[str], None]) -> Iterator[str]:
+    """Hold the sweep's lock; gives its token. Raises InputError, naming the holder, when a living process has it.
 
     *lost* is called, from another thread and with the new holder, should somebody else have taken the lock meanwhile
     (a machine that slept past its lease).
     """
     lock = _on_disk if isinstance(store.fs, LocalFileSystem) else _in_object_store
-    with lock(store) as renew:
+    mine = _identity()
+    with lock(store, mine) as renew:
         stop = threading.Event()
 
         def keep() -> None:
@@ -44,16 +45,38 @@ def held(store: Store, lost: Callable[[str], None]) -> Iterator[None]:
                 except OSError:  # a storage that is away for a moment; the lease has time for several renewals
                     continue
                 if holder is not None:
-                    lost(_describe(holder))
+                    lost(describe(holder))
                     return
 
         thread = threading.Thread(target=keep, name="lock-renewal", daemon=True)
         thread.start()
         try:
-            yield
+            yield mine["token"]
         finally:
             stop.set()
             thread.join()
+
+
+def holder(store: Store) -> dict[str, Any] | None:
+    """Who holds the sweep's lock, or None: token, host, pid, since, and a ``renewed`` that each renewal changes.
+
+    A holder elsewhere that has died is given until somebody takes its lock; one on this host is not.
+    """
+    if isinstance(store.fs, LocalFileSystem):
+        path = Path(store.path(".lock"))
+        found = _content(path) | {"renewed": path.stat().st_mtime_ns} if path.exists() else {}
+    else:
+        found = json.loads(store.read(".lock") or "{}")
+    return found if "token" in found and not _is_dead(found) else None
+
+
+def describe(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether it was a process of this host that is no more."""
+    return holder.get("host") == socket.gethostname() and not Path(f"/proc/{holder.get('pid')}").exists()
 
 
 def _identity() -> dict[str, Any]:
@@ -61,20 +84,15 @@ def _identity() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "since": now}
 
 
-def _describe(holder: dict[str, Any]) -> str:
-    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
-
-
 def _refusal(store: Store, holder: dict[str, Any]) -> InputError:
-    return InputError(f"{store.root}: is being written by {_describe(holder)}; "
+    return InputError(f"{store.root}: is being written by {describe(holder)}; "
                       "wait for it, stop it, or choose another --name")  # fmt: skip
 
 
 @contextlib.contextmanager
-def _on_disk(store: Store) -> Iterator[Callable[[], dict[str, Any] | None]]:
+def _on_disk(store: Store, mine: dict[str, Any]) -> Iterator[Callable[[], dict[str, Any] | None]]:
     path = Path(store.path(".lock"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    mine = _identity()
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,9 +154,8 @@ def _renewed(stamp: Callable[[], Any], remaining: float) -> bool:
 
 
 @contextlib.contextmanager
-def _in_object_store(store: Store) -> Iterator[Callable[[], dict[str, Any] | None]]:
+def _in_object_store(store: Store, mine: dict[str, Any]) -> Iterator[Callable[[], dict[str, Any] | None]]:
     fs, path = store.fs, store.path(".lock")
-    mine = _identity()
     body = json.dumps(mine).encode()
 
     def stamp() -> str | None:
@@ -163,8 +180,7 @@ def _in_object_store(store: Store) -> Iterator[Callable[[], dict[str, Any] | Non
         if seen is None:
             continue
         other = json.loads(fs.cat_file(path))
-        is_dead = other.get("host") == mine["host"] and not Path(f"/proc/{other.get('pid')}").exists()
-        if not is_dead and _renewed(stamp, LEASE):
+        if not _is_dead(other) and _renewed(stamp, LEASE):
             raise _refusal(store, other)
         if not put(IfMatch=seen):
             raise _refusal(store, json.loads(fs.cat_file(path)))
