@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from scl_ray.config import Cell, InputError, digest
+from scl_ray.storage import open_filesystem
 
 SCHEMA = 1
 FOOTER = b"scl_ray"
@@ -223,13 +224,13 @@ class Store:
 
 def open_store(out: str, name: str) -> Store:
     """The store of the sweep *name* below *out*, a folder or an fsspec URI. Raises InputError when *out* is neither."""
-    fs, root = _place(out)
+    fs, root = open_filesystem(out)
     return Store(fs, f"{root.rstrip('/')}/{name}")
 
 
 def local_folder(out: str) -> Path | None:
     """The folder that *out* is on this machine, absolute, or None where it is a remote URI."""
-    fs, root = _place(out)
+    fs, root = open_filesystem(out)
     return Path(root).absolute() if isinstance(fs, LocalFileSystem) else None
 
 
@@ -247,15 +248,6 @@ def gaps(held: Iterable[tuple[int, int]], images: int, step: int) -> Iterator[tu
             yield position, end - 1
             position = end
         position = max(position, last + 1)
-
-
-def _place(out: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        # Other processes write here too, so a listing is never taken from a cache.
-        fs, root = fsspec.core.url_to_fs(out, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"--out {out}: {error}; give a folder or an fsspec URI such as s3://bucket/runs") from error
-    return fs, root
 
 
 def rows_of(table: pa.Table, cells: Sequence[Versioned]) -> pa.Table:

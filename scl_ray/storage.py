@@ -1,0 +1,233 @@
+"""Where results lie: the fsspec filesystem of a folder or URI, and patience with one that fails now and then.
+
+A request that an object store turns down is first sent again by its own client, a few times at once. What still fails
+is tried again here, at growing intervals, until `PATIENCE` is over: a storage that comes back within it costs time
+alone. What would fail again (no permission, no such bucket) is never tried again.
+"""
+
+import errno
+import io
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from scl_ray.config import InputError
+
+PATIENCE = 120.0  # seconds for which a storage may be away before what needs it is given up
+WAITS = (0.5, 15.0)  # seconds between two attempts: the first time, and at most
+
+# Errors of the operating system that may be gone the next time.
+PASSING = {
+    errno.EIO, errno.EREMOTEIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNABORTED,
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+    errno.ENETRESET, errno.ENETUNREACH, errno.ENOTCONN,
+}  # fmt: skip
+# Answers of an object store that may be another the next time, beside those of 500 and above.
+PASSING_STATUS = {408, 409, 429}  # too slow, at the same time as another, too many
+PASSING_CODES = {"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "Throttling", "RequestLimitExceeded"}
+
+# The client's own attempts end well within a lock's lease.
+S3_CLIENT = {"connect_timeout": 5, "read_timeout": 15, "retries": {"mode": "standard", "total_max_attempts": 3},
+             "max_pool_connections": 32}  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class StorageError(OSError):
+    """A storage that cannot be used. The message is one clause, for the user."""
+
+
+def open_filesystem(out: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of *out*, a folder or an fsspec URI, and the path there. Raises InputError when it is neither."""
+    protocol = fsspec.utils.get_protocol(out)
+    options: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        options["config_kwargs"] = S3_CLIENT | fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+    try:
+        # Other processes write here too, so a listing is never taken from a cache.
+        fs, root = fsspec.core.url_to_fs(out, use_listings_cache=False, **options)
+    except ImportError as error:
+        raise InputError(f"--out {out}: {protocol}:// needs a package that is not installed ({error}); install it on "
+                         "every node, or give a folder or s3://bucket/runs") from error  # fmt: skip
+    except ValueError as error:
+        raise InputError(f"--out {out}: {error}; give a folder or an fsspec URI such as s3://bucket/runs") from error
+    return (fs if isinstance(fs, LocalFileSystem) else Patient(fs)), root
+
+
+def retried(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """``operation(*args, **kwargs)``, which may be done twice; again while it fails with an error that passes, for
+    `PATIENCE` seconds. Each new attempt is logged. Raises StorageError when the patience is over."""
+    end, wait = time.monotonic() + PATIENCE, WAITS[0]
+    while True:
+        try:
+            return once(operation, *args, **kwargs)
+        except OSError as error:
+            if not passes(error):
+                raise
+            pause = wait * random.uniform(0.5, 1.0)  # so that many who were turned down do not come back together
+            if time.monotonic() + pause > end:
+                raise StorageError(f"{reason(error)}, for {PATIENCE:g} s") from error
+            _log.warning("storage: %s; trying again in %.1f s", reason(error), pause)
+        time.sleep(pause)
+        wait = min(2 * wait, WAITS[1])
+
+
+def once(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """``operation(*args, **kwargs)``, an object store's errors that are no OSError raised as StorageError."""
+    try:
+        return operation(*args, **kwargs)
+    except OSError:
+        raise
+    except _foreign() as error:
+        raise StorageError(reason(error)) from error
+
+
+def _foreign() -> tuple[type[Exception], ...]:
+    """Errors of an object store's client that are no OSError; imported when there is one, since that takes time."""
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError
+    from botocore.parsers import ResponseParserError
+
+    return ClientError, BotoCoreError, ResponseParserError
+
+
+def passes(error: BaseException) -> bool:
+    """Whether what failed with *error* may succeed when it is done again."""
+    from aiohttp import ClientError
+    from botocore.exceptions import ConnectionError as NotConnected
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+    from botocore.parsers import ResponseParserError
+
+    broken = (NotConnected, HTTPClientError, IncompleteReadError, ClientError, ResponseParserError, TimeoutError)
+    if isinstance(error, broken) or isinstance(error.__cause__, broken):
+        return True
+    answer = getattr(error.__cause__, "response", None)
+    if isinstance(answer, dict):
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = answer.get("Error", {}).get("Code")
+        return status in PASSING_STATUS or (status >= 500 and status != 501) or code in PASSING_CODES
+    return isinstance(error, OSError) and error.errno in PASSING
+
+
+def reason(error: BaseException) -> str:
+    """*error* in one clause; some object stores say nothing but a number."""
+    answer = getattr(error.__cause__, "response", None)
+    said = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
+    if isinstance(answer, dict):
+        code = answer.get("Error", {}).get("Code", "")
+        return said if code in said else f"{code}: {said}"
+    return said
+
+
+class Patient(fsspec.AbstractFileSystem):
+    """A remote filesystem *fs*, each of whose operations is `retried`. Files are read and written whole."""
+
+    cachable = False
+
+    def __init__(self, fs: fsspec.AbstractFileSystem) -> None:
+        super().__init__(fs)
+        self.fs = fs
+        self.protocol = fs.protocol
+        if hasattr(fs, "retries"):  # s3fs repeats what its client has repeated
+            fs.retries = 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Patient) and self.fs == other.fs
+
+    def __hash__(self) -> int:
+        return hash(self.fs)
+
+    def _strip_protocol(self, path: Any) -> Any:
+        return self.fs._strip_protocol(path)
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return retried(self.fs.info, path, **kwargs)
+
+    def _type(self, path: str) -> str | None:
+        # fsspec's own checks take any error, a lost connection too, for a file that is not there.
+        try:
+            return self.info(path)["type"]
+        except FileNotFoundError:
+            return None
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        return self._type(path) is not None
+
+    def isfile(self, path: str) -> bool:
+        return self._type(path) == "file"
+
+    def isdir(self, path: str) -> bool:
+        return self._type(path) == "directory"
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+        return retried(self.fs.ls, path, detail=detail, **kwargs)
+
+    def find(self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False,
+             **kwargs: Any) -> Any:  # fmt: skip
+        return retried(self.fs.find, path, maxdepth=maxdepth, withdirs=withdirs, detail=detail, **kwargs)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        return retried(self.fs.cat_file, path, start=start, end=end, **kwargs)
+
+    def cat(self, path: str | Sequence[str], recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
+        """Many files at once: ``{path: bytes}``."""
+        if isinstance(path, str):
+            return self.cat_file(path)
+        if not path:
+            return {}
+        found = retried(self.fs.cat, list(path), on_error="return", **kwargs)
+        for name, data in found.items():
+            if isinstance(data, Exception):
+                try:
+                    found[name] = self.cat_file(name)
+                except OSError as error:
+                    if on_error == "raise":
+                        raise
+                    found[name] = error
+        return {name: data for name, data in found.items() if on_error != "omit" or isinstance(data, bytes)}
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        retried(self.fs.pipe_file, path, value, mode=mode, **kwargs)
+
+    def rm_file(self, path: str) -> None:
+        retried(self.fs.rm_file, path)
+
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        retried(self.fs.rm, path, recursive=recursive, maxdepth=maxdepth)
+
+    def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
+        retried(self.fs.cp_file, path1, path2, **kwargs)
+
+    def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
+        retried(self.fs.mkdir, path, create_parents=create_parents, **kwargs)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        retried(self.fs.makedirs, path, exist_ok=exist_ok)
+
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.BytesIO:
+        if mode == "rb":
+            return io.BytesIO(self.cat_file(path))
+        if mode == "wb":
+            return _Written(self, path)
+        raise ValueError(f"mode {mode}: only rb and wb")
+
+
+class _Written(io.BytesIO):
+    """A file that is stored, whole, when it is closed."""
+
+    def __init__(self, fs: Patient, path: str) -> None:
+        super().__init__()
+        self.fs, self.path = fs, path
+
+    def close(self) -> None:
+        if not self.closed:
+            self.fs.pipe_file(self.path, self.getvalue())
+        super().close()
