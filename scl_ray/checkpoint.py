@@ -4,6 +4,7 @@
 the sweep that trained it.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ def to_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     tensors = {f"backbone.{name}": tensor for name, tensor in checkpoint.backbone.state_dict().items()}
     tensors |= {"readout.weight": checkpoint.weight, "readout.bias": checkpoint.bias}
     tensors["prototypes"] = checkpoint.prototypes
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     record = {
         "format": FORMAT,
         "backbone": checkpoint.backbone_name,
@@ -112,11 +114,14 @@ def to_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         "std": list(checkpoint.std),
         "readout": checkpoint.readout,
         "temperature": checkpoint.temperature,
+        **identity(weights),
     }
-    return {
-        "weights.safetensors": save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
-        "checkpoint.json": (json.dumps(record, indent=2) + "\n").encode(),
-    }
+    return {"weights.safetensors": weights, "checkpoint.json": (json.dumps(record, indent=2) + "\n").encode()}
+
+
+def identity(weights: bytes) -> dict[str, object]:
+    """What ``checkpoint.json`` says of the file of weights, by which a damaged one is found."""
+    return {"weights_bytes": len(weights), "weights_sha256": hashlib.sha256(weights).hexdigest()}
 
 
 def from_files(files: Mapping[str, bytes]) -> "Checkpoint | GivenClassifier":
@@ -127,9 +132,8 @@ def from_files(files: Mapping[str, bytes]) -> "Checkpoint | GivenClassifier":
     """
     record = json.loads(files["checkpoint.json"])
     if record["format"] != FORMAT:
-        raise ValueError(
-            f"checkpoint.json: has format {record['format']}; this version of scl_ray reads format {FORMAT}"
-        )
+        raise ValueError(f"checkpoint.json: has format {record['format']}, but this scl_ray reads format {FORMAT}; "
+                         "upgrade scl_ray")  # fmt: skip
     if "model" in record:
         from scl_ray.given import checkpoint as given
 

@@ -5,6 +5,8 @@ what is finished, and what is missing is what is wanted minus what is held.
 """
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import re
@@ -13,18 +15,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from scl_ray import sealing
 from scl_ray.config import Cell, InputError, digest
+from scl_ray.sealing import Damaged
 from scl_ray.storage import open_filesystem
 
-SCHEMA = 1
-FOOTER = b"scl_ray"
+SCHEMA = 2  # of records, plans and parts; 1 had no checksums
+KINDS = ("scores", "predictions", "curves", "samples")
 
 _PART = re.compile(r"(?P<holds>\w+)-(?P<first>\d{6,})-(?P<last>\d{6,})\.parquet")
 
@@ -112,14 +116,25 @@ class Store:
         """What the file holds, or None where there is no such file. Raises InputError where it holds something else."""
         data = self.read(path)
         try:
-            return None if data is None else json.loads(data)
+            value = None if data is None else json.loads(data)
         except ValueError as error:
             raise InputError(f"{self.path(path)}: is not JSON ({error}); remove it and run the sweep again") from error
+        _check_schema(self.path(path), value)
+        return value
 
-    def write_table(self, path: str, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        self.write(path, sink.getvalue().to_pybytes())
+    def write_table(self, path: str, table: pa.Table, about: Mapping[str, Any] | None = None) -> None:
+        """Write *table* as Parquet with its checksum; the footer says what it is *about*."""
+        self.write(path, sealing.to_parquet(table, {"schema": SCHEMA, **(about or {})}))
+
+    def problem(self, path: str) -> str | None:
+        """What is wrong with the Parquet file at the full *path*, as a clause, or None. It is read whole."""
+        with self._opened(path) as file:
+            return sealing.problem(file)
+
+    def _opened(self, path: str) -> BinaryIO:
+        if isinstance(self.fs, LocalFileSystem):
+            return open(path, "rb")
+        return io.BytesIO(self.fs.cat_file(path))  # in one request
 
     def remove_leftovers(self) -> None:
         """Remove what a killed writer left of files it had not finished. Only for the sweep's one writer."""
@@ -136,14 +151,56 @@ class Store:
     def write_record(self, trial: str, record: Mapping[str, Any]) -> None:
         self.write_json(f"trials/{trial}.json", {"schema": SCHEMA, "trial": trial, **record})
 
-    def write_checkpoint(self, trial: str, files: Mapping[str, bytes]) -> None:
-        # checkpoint.json is the last to be written: where it is, the checkpoint is whole.
+    def write_checkpoint(self, trial: str, files: Mapping[str, bytes]) -> str:
+        """Write a checkpoint's files. Returns the SHA-256 of its weights, which belongs into the trial's record.
+
+        A trial that is trained again, its first checkpoint being lost or damaged, keeps its results if its weights are
+        the same again; values of two networks never mix.
+        """
+        weights = hashlib.sha256(files["weights.safetensors"]).hexdigest()
+        if (self.record(trial) or {}).get("weights_sha256", weights) != weights:
+            for kind in KINDS:
+                self.remove(f"{kind}/{trial}")
+        # checkpoint.json is the first to go and the last to be written: where it is, the checkpoint is whole.
+        self.remove(f"checkpoints/{trial}/checkpoint.json")
         for name in sorted(files, key=lambda name: name == "checkpoint.json"):
             self.write(f"checkpoints/{trial}/{name}", files[name])
+        return weights
 
     def read_checkpoint(self, trial: str) -> dict[str, bytes]:
+        """A checkpoint's files. Raises Damaged where they are not as they were written."""
         names = ("weights.safetensors", "checkpoint.json")
-        return {name: self.fs.cat_file(self.path("checkpoints", trial, name)) for name in names}
+        files = {name: self.fs.cat_file(self.path("checkpoints", trial, name)) for name in names}
+        if why := _problem(files["checkpoint.json"], files["weights.safetensors"]):
+            raise Damaged(f"{self.path('checkpoints', trial)}: {why}; run the sweep again, which trains it anew")
+        return files
+
+    def drop_checkpoint(self, trial: str) -> None:
+        """Have a trial trained again: without its checkpoint.json, a checkpoint counts as lost."""
+        self.remove(f"checkpoints/{trial}/checkpoint.json")
+
+    def checkpoint_problem(self, trial: str) -> str | None:
+        """What is wrong with a checkpoint, as a clause, as far as its size tells."""
+        written = self.read(f"checkpoints/{trial}/checkpoint.json")
+        if written is None:
+            return None
+        try:
+            size = json.loads(written).get("weights_bytes")
+            found = self.fs.size(self.path("checkpoints", trial, "weights.safetensors"))
+        except ValueError:
+            return "checkpoint.json is damaged"
+        except FileNotFoundError:
+            return "weights.safetensors is missing"
+        return None if size in (None, found) else f"weights.safetensors has {found:,} bytes for {size:,}"
+
+    def write_resume(self, trial: str, data: bytes) -> None:
+        """Keep what resuming a trial's training takes, behind its checksum."""
+        self.write(f"checkpoints/{trial}/resume.pt", sealing.seal(data))
+
+    def read_resume(self, trial: str) -> bytes | None:
+        """What resuming takes, or None where there is nothing or it is damaged: training then starts anew."""
+        sealed = self.read(f"checkpoints/{trial}/resume.pt")
+        return None if sealed is None else sealing.unseal(sealed)
 
     def is_trained(self, trial: str) -> bool:
         record = self.record(trial)
@@ -162,10 +219,16 @@ class Store:
         return [Part(name, m["holds"], int(m["first"]), int(m["last"])) for name, m in found if m]
 
     def cells(self, part: Part) -> tuple[Versioned, ...]:
-        """The cells that a part's footer lists; parts of one evaluation hold the same, so one footer is read."""
+        """The cells that a part's footer lists; parts of one evaluation hold the same, so one footer is read.
+
+        Raises Damaged where it cannot be read.
+        """
         if part.holds not in self._cells:
             with self.fs.open(part.path, "rb") as file:
-                footer = json.loads(pq.read_metadata(file).metadata[FOOTER])
+                footer = sealing.footer(file)
+            if footer is None or "cells" not in footer:
+                raise Damaged(f"{part.path}: its footer is damaged; run the sweep again, which computes it anew")
+            _check_schema(part.path, footer)
             self._cells[part.holds] = tuple(Versioned(Cell(*names), version) for *names, version in footer["cells"])
         return self._cells[part.holds]
 
@@ -173,23 +236,25 @@ class Store:
                    cells: Sequence[Versioned] = ()) -> None:  # fmt: skip
         """Write one part; the ``trial`` column and the footer are added here."""
         table = table.add_column(0, "trial", pa.repeat(pa.scalar(trial), table.num_rows))
-        footer = {"schema": SCHEMA, "trial": trial, "holds": holds, "first": first, "last": last,
-                  "cells": [[*v.cell, v.version] for v in cells]}  # fmt: skip
-        table = table.replace_schema_metadata({FOOTER: json.dumps(footer).encode()})
-        self.write_table(f"{kind}/{trial}/{holds}-{first:06d}-{last:06d}.parquet", table)
+        # What tells rows apart is always there, and declared so it is read faster: only what is measured may lack.
+        fields = [field.with_nullable(pa.types.is_floating(field.type) or pa.types.is_nested(field.type))
+                  for field in table.schema]  # fmt: skip
+        about = {"trial": trial, "holds": holds, "first": first, "last": last,
+                 "cells": [[*v.cell, v.version] for v in cells]}  # fmt: skip
+        self.write_table(f"{kind}/{trial}/{holds}-{first:06d}-{last:06d}.parquet", table.cast(pa.schema(fields)), about)
 
     def missing(self, trial: str, wanted: Sequence[Versioned], readouts: Sequence[str], images: int,
                 shard_images: int, save_maps: bool = False) -> list[Shard]:  # fmt: skip
         """What is to be computed for a trial: wanted minus held, as ranges cut on multiples of *shard_images*."""
         held: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         for part in self.parts("scores", trial):
-            for versioned in self.cells(part):
+            for versioned in self._held(part):
                 held[versioned].append((part.first, part.last))
         for part in self.parts("predictions", trial):
             held[part.holds].append((part.first, part.last))
         if save_maps:
             for part in self.parts("samples", trial):
-                for versioned in self.cells(part):
+                for versioned in self._held(part):
                     if versioned in wanted:
                         held["map", versioned.cell.method].append((part.first, part.last))
         # A method's map is the same whichever metric is scored on it: one cell stands for it.
@@ -203,6 +268,13 @@ class Store:
                   tuple(versioned for item, versioned in maps.items() if item in items))
             for (first, last), items in sorted(by_range.items())
         ]  # fmt: skip
+
+    def _held(self, part: Part) -> tuple[Versioned, ...]:
+        """The cells of a part; none where its footer is damaged."""
+        try:
+            return self.cells(part)
+        except Damaged:
+            return ()
 
     def remove_superseded(self, trial: str, current: Iterable[Versioned]) -> None:
         """Remove scores of older versions of the *current* cells, all of which must be held."""
@@ -248,6 +320,25 @@ def gaps(held: Iterable[tuple[int, int]], images: int, step: int) -> Iterator[tu
             yield position, end - 1
             position = end
         position = max(position, last + 1)
+
+
+def _check_schema(path: str, value: Any) -> None:
+    """Raise InputError where a newer version of this code wrote *value*."""
+    schema = value.get("schema", SCHEMA) if isinstance(value, dict) else SCHEMA
+    if schema > SCHEMA:
+        raise InputError(f"{path}: was written by a newer scl_ray (schema {schema}, this one reads up to {SCHEMA}); "
+                         "upgrade scl_ray")  # fmt: skip
+
+
+def _problem(about: bytes, weights: bytes) -> str | None:
+    """What is wrong with a checkpoint's two files, as a clause. Those from before there were checksums pass."""
+    try:
+        wanted = json.loads(about).get("weights_sha256")
+    except ValueError:
+        return "checkpoint.json is damaged"
+    if wanted in (None, hashlib.sha256(weights).hexdigest()):
+        return None
+    return "the checksum of weights.safetensors differs"
 
 
 def rows_of(table: pa.Table, cells: Sequence[Versioned]) -> pa.Table:

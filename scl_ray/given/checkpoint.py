@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from scl_ray.checkpoint import FORMAT, Protocol
+from scl_ray.checkpoint import FORMAT, Protocol, identity
 from scl_ray.given import weights
 
 
@@ -62,6 +62,9 @@ class ExplainedClassifier(nn.Module):
 
 def to_files(classifier: GivenClassifier) -> dict[str, bytes]:
     """The classifier as ``{"weights.safetensors": …, "checkpoint.json": …}``; the weights under their own names."""
+    # Copies, since tensors that share memory cannot be saved as they are.
+    state = {name: tensor.detach().cpu().clone() for name, tensor in classifier.network.state_dict().items()}
+    saved = save({name: tensor.contiguous() for name, tensor in state.items()})
     record = {
         "format": FORMAT,
         "model": classifier.model,
@@ -72,11 +75,10 @@ def to_files(classifier: GivenClassifier) -> dict[str, bytes]:
         "mean": list(classifier.mean),
         "std": list(classifier.std),
         "temperature": classifier.temperature,
+        **identity(saved),
     }
-    # Copies, since tensors that share memory cannot be saved as they are.
-    state = {name: tensor.detach().cpu().clone() for name, tensor in classifier.network.state_dict().items()}
     return {
-        "weights.safetensors": save({name: tensor.contiguous() for name, tensor in state.items()}),
+        "weights.safetensors": saved,
         "checkpoint.json": (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode(),
     }
 
