@@ -25,7 +25,11 @@ _CHUNK = 2**20
 
 
 class Damaged(InputError):
-    """A file is not as it was written. The message names it and the way out."""
+    """A file is not as it was written: *what*, a clause that names it. The message adds the way out."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; run the sweep again, which makes it anew")
+        self.what = what
 
 
 def to_parquet(table: pa.Table, about: Mapping[str, Any]) -> bytes:

@@ -115,8 +115,11 @@ class Store:
     def read_json(self, path: str) -> Any | None:
         """What the file holds, or None where there is no such file. Raises InputError where it holds something else."""
         data = self.read(path)
+        return None if data is None else self._json(path, data)
+
+    def _json(self, path: str, data: bytes) -> Any:
         try:
-            value = None if data is None else json.loads(data)
+            value = json.loads(data)
         except ValueError as error:
             raise InputError(f"{self.path(path)}: is not JSON ({error}); remove it and run the sweep again") from error
         _check_schema(self.path(path), value)
@@ -148,6 +151,16 @@ class Store:
         """The trial's record, ``trials/<trial>.json``, or None where it has none."""
         return self.read_json(f"trials/{trial}.json")
 
+    def records(self, trials: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The records of those of *trials* that have one; many at once where each read is a journey."""
+        if isinstance(self.fs, LocalFileSystem):
+            found = {trial: self.record(trial) for trial in trials}
+            return {trial: record for trial, record in found.items() if record is not None}
+        paths = {trial: self.path("trials", f"{trial}.json") for trial in trials}
+        data = self.fs.cat(list(paths.values()), on_error="omit")
+        held = {trial: data[path] for trial, path in paths.items() if path in data}
+        return {trial: self._json(f"trials/{trial}.json", text) for trial, text in held.items()}
+
     def write_record(self, trial: str, record: Mapping[str, Any]) -> None:
         self.write_json(f"trials/{trial}.json", {"schema": SCHEMA, "trial": trial, **record})
 
@@ -172,7 +185,7 @@ class Store:
         names = ("weights.safetensors", "checkpoint.json")
         files = {name: self.fs.cat_file(self.path("checkpoints", trial, name)) for name in names}
         if why := _problem(files["checkpoint.json"], files["weights.safetensors"]):
-            raise Damaged(f"{self.path('checkpoints', trial)}: {why}; run the sweep again, which trains it anew")
+            raise Damaged(f"{self.path('checkpoints', trial)}: {why}")
         return files
 
     def drop_checkpoint(self, trial: str) -> None:
@@ -212,11 +225,18 @@ class Store:
     def parts(self, kind: str, trial: str) -> list[Part]:
         """The whole parts of one trial; *kind* is ``scores``, ``predictions``, ``curves`` or ``samples``."""
         try:
-            names = self.fs.ls(self.path(kind, trial), detail=False)
+            return _parts(self.fs.ls(self.path(kind, trial), detail=False))
         except FileNotFoundError:
             return []
-        found = [(name, _PART.fullmatch(name.rsplit("/", 1)[-1])) for name in sorted(names)]
-        return [Part(name, m["holds"], int(m["first"]), int(m["last"])) for name, m in found if m]
+
+    def parts_by_trial(self, kind: str, trials: Iterable[str]) -> dict[str, list[Part]]:
+        """The whole parts of each of *trials*; by one listing of all where each listing is a journey."""
+        if isinstance(self.fs, LocalFileSystem):
+            return {trial: self.parts(kind, trial) for trial in trials}
+        folders: dict[str, list[str]] = defaultdict(list)
+        for name in self.fs.find(self.path(kind)):
+            folders[name.rsplit("/", 2)[-2]].append(name)
+        return {trial: _parts(folders[trial]) for trial in trials}
 
     def cells(self, part: Part) -> tuple[Versioned, ...]:
         """The cells that a part's footer lists; parts of one evaluation hold the same, so one footer is read.
@@ -227,7 +247,7 @@ class Store:
             with self.fs.open(part.path, "rb") as file:
                 footer = sealing.footer(file)
             if footer is None or "cells" not in footer:
-                raise Damaged(f"{part.path}: its footer is damaged; run the sweep again, which computes it anew")
+                raise Damaged(f"{part.path}: its footer is damaged")
             _check_schema(part.path, footer)
             self._cells[part.holds] = tuple(Versioned(Cell(*names), version) for *names, version in footer["cells"])
         return self._cells[part.holds]
@@ -304,6 +324,11 @@ def local_folder(out: str) -> Path | None:
     """The folder that *out* is on this machine, absolute, or None where it is a remote URI."""
     fs, root = open_filesystem(out)
     return Path(root).absolute() if isinstance(fs, LocalFileSystem) else None
+
+
+def _parts(names: Iterable[str]) -> list[Part]:
+    found = [(name, _PART.fullmatch(name.rsplit("/", 1)[-1])) for name in sorted(names)]
+    return [Part(name, m["holds"], int(m["first"]), int(m["last"])) for name, m in found if m]
 
 
 def evaluation(cells: Iterable[Versioned]) -> str:

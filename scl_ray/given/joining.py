@@ -187,11 +187,12 @@ def join(store: Store, trial_id: str, about: Mapping[str, object], classifier: G
     if count:
         classifier = replace(classifier, temperature=_temperature(classifier, data))
         said = f"calibrated by temperature {classifier.temperature:.3g}, fitted on {count} validation images"
-    store.write_checkpoint(trial_id, checkpoint.to_files(classifier))
+    weights = store.write_checkpoint(trial_id, checkpoint.to_files(classifier))
     store.write_record(trial_id, {
         **about,
         "status": "trained",
         "checkpoint": f"checkpoints/{trial_id}",
+        "weights_sha256": weights,
         "readouts": {protocol: classifier.readout_name(protocol) for protocol in ("corrected", "published")},
         "classes": list(classifier.classes),
         "epochs": [],

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from scl_ray import checkpoint, dry_run, lock, session, shards, tracking
+from scl_ray import checkpoint, dry_run, lock, mending, session, shards, tracking
 from scl_ray import plan as planning
 from scl_ray.cluster.progress import Progress
 from scl_ray.datasets import Dataset
@@ -48,6 +48,8 @@ def run(asked: Asked, out: str, console: Console) -> int:
     with lock.held(store, lost=session.leave):
         store.remove_leftovers()
         plan = _plan(asked, given, store, console)
+        if mending.mend(store, plan, console):
+            plan = _plan(asked, given, store, console)
         session.write_plan(store, plan, given.dataset)
         failures = _evaluate(plan, given, store, console)
         return session.finish(plan, store, out, uri, failures, True, console)
