@@ -1,5 +1,7 @@
 """The store: whole parts, what they hold, what is missing."""
 
+import io
+import json
 import random
 from pathlib import Path
 
@@ -7,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scl_ray import checkpoint, sealing
 from scl_ray.config import Cell, InputError
-from scl_ray.store import Shard, Store, Versioned, evaluation, gaps, open_store
+from scl_ray.sealing import Damaged
+from scl_ray.store import SCHEMA, Shard, Store, Versioned, evaluation, gaps, open_store
 
 COMPLEXITY = Versioned(Cell("grad_cam", "complexity"), "1.1")
 SPARSENESS = Versioned(Cell("grad_cam", "sparseness"), "1.1")
@@ -133,6 +137,108 @@ def test_records_and_checkpoints(store: Store) -> None:
     store.remove("checkpoints/t1")
     assert not store.is_trained("t1")
     store.remove("checkpoints/t1")
+
+
+def test_every_changed_byte_of_a_part_is_found(store: Store) -> None:
+    write(store, 0, 63, [COMPLEXITY, SPARSENESS])
+    (part,) = store.parts("scores", "t1")
+    whole = Path(part.path).read_bytes()
+    assert store.problem(part.path) is None
+    # Data pages and their headers, the footer, its length and the magic bytes at both ends.
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        assert sealing.problem(io.BytesIO(changed)), f"byte {place} of {len(whole)}"
+
+
+def test_a_part_that_is_cut_short_is_found(store: Store) -> None:
+    write(store, 0, 63, [COMPLEXITY])
+    (part,) = store.parts("scores", "t1")
+    whole = Path(part.path).read_bytes()
+    assert all(sealing.problem(io.BytesIO(whole[:length])) for length in range(len(whole)))
+    assert sealing.problem(io.BytesIO(whole + b"PAR1"))
+
+
+def test_a_part_without_a_checksum_is_held_when_its_footer_can_be_read(store: Store) -> None:
+    about = {"schema": 1, "trial": "t1", "cells": [[*COMPLEXITY.cell, COMPLEXITY.version]]}
+    older = scores(0, 63, [COMPLEXITY]).replace_schema_metadata({"scl_ray": json.dumps(about)})
+    path = Path(store.path("scores/t1", f"{evaluation([COMPLEXITY])}-000000-000063.parquet"))
+    path.parent.mkdir(parents=True)
+    pq.write_table(older, path)
+    assert store.problem(str(path)) is None
+    assert store.missing("t1", [COMPLEXITY], [], 64, 64) == []
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100] + whole[-99:])
+    assert store.problem(str(path)) == "its footer is damaged"
+
+
+def test_a_footer_that_cannot_be_read_holds_nothing(store: Store) -> None:
+    write(store, 0, 63, [COMPLEXITY])
+    (part,) = store.parts("scores", "t1")
+    Path(part.path).write_bytes(Path(part.path).read_bytes()[:200])
+    assert store.missing("t1", [COMPLEXITY], [], 64, 64) == [Shard(0, 63, (COMPLEXITY,), ())]
+    with pytest.raises(Damaged, match=r"-000000-000063\.parquet: its footer is damaged; run the sweep again"):
+        store.cells(part)
+
+
+def test_what_a_newer_version_wrote_is_refused(store: Store) -> None:
+    newer = rf"was written by a newer scl_ray \(schema {SCHEMA + 1}, this one reads up to {SCHEMA}\); upgrade scl_ray"
+    store.write_json("plan.json", {"schema": SCHEMA + 1})
+    with pytest.raises(InputError, match=rf"plan\.json: {newer}"):
+        store.read_json("plan.json")
+    store.write_json("trials/t1.json", {"schema": SCHEMA + 1})
+    with pytest.raises(InputError, match=rf"trials/t1\.json: {newer}"):
+        store.record("t1")
+    store.write_table("scores/t1/a-000000-000063.parquet", scores(0, 63, [COMPLEXITY]),
+                      {"schema": SCHEMA + 1, "cells": []})  # fmt: skip
+    with pytest.raises(InputError, match=rf"\.parquet: {newer}"):
+        store.missing("t1", [COMPLEXITY], [], 64, 64)
+
+
+def test_a_damaged_checkpoint_is_found(store: Store) -> None:
+    weights = b"weights" * 1000
+    files = {"weights.safetensors": weights, "checkpoint.json": json.dumps(checkpoint.identity(weights)).encode()}
+    store.write_checkpoint("t1", files)
+    path = Path(store.path("checkpoints/t1/weights.safetensors"))
+    assert store.checkpoint_problem("t1") is None
+    assert store.read_checkpoint("t1") == files
+    path.write_bytes(weights[:-1] + b"x")
+    with pytest.raises(Damaged, match=r"checkpoints/t1: the checksum of weights\.safetensors differs; run the sweep"):
+        store.read_checkpoint("t1")
+    path.write_bytes(weights[:5000])
+    assert store.checkpoint_problem("t1") == "weights.safetensors has 5,000 bytes for 7,000"
+    path.unlink()
+    assert store.checkpoint_problem("t1") == "weights.safetensors is missing"
+    store.write("checkpoints/t1/checkpoint.json", b"{")
+    assert store.checkpoint_problem("t1") == "checkpoint.json is damaged"
+
+
+def test_results_of_other_weights_go(store: Store) -> None:
+    """A trial that is trained again to the same weights keeps its scores; two networks' scores never mix."""
+
+    def train(weights: bytes) -> None:
+        digest = store.write_checkpoint("t1", {"weights.safetensors": weights, "checkpoint.json": b"{}"})
+        store.write_record("t1", {"status": "trained", "weights_sha256": digest})
+
+    train(b"one")
+    write(store, 0, 63, [COMPLEXITY])
+    train(b"one")
+    assert store.missing("t1", [COMPLEXITY], [], 64, 64) == []
+    train(b"another")
+    assert store.missing("t1", [COMPLEXITY], [], 64, 64) == [Shard(0, 63, (COMPLEXITY,), ())]
+
+
+def test_what_resuming_takes_is_whole_or_nothing(store: Store) -> None:
+    assert store.read_resume("t1") is None
+    store.write_resume("t1", b"state" * 100)
+    assert store.read_resume("t1") == b"state" * 100
+    path = Path(store.path("checkpoints/t1/resume.pt"))
+    whole = path.read_bytes()
+    for changed in (whole[:-1], whole[:20], b"", whole[:300] + b"x" + whole[301:], b"x" + whole[1:]):
+        path.write_bytes(changed)
+        assert store.read_resume("t1") is None
+    path.write_bytes(b"PK as torch wrote it before there were checksums")
+    assert store.read_resume("t1") == path.read_bytes()
 
 
 def test_a_record_that_is_cut_off_is_named_with_the_way_out(store: Store) -> None:
