@@ -3,9 +3,13 @@
 On this host the kernel frees the lock when its holder dies, so it is taken over at once. A holder elsewhere must renew
 its lease; after `LEASE` seconds without a renewal it counts as dead. Object stores know no file locks: there the lock
 is an object that only a conditional put may create or replace.
+
+A storage that is away takes the lock from nobody: it cannot be renewed then, nor taken. A holder that finds somebody
+else's name in it has lost it (it slept past its lease) and must end.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,19 +23,25 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from scl_ray import storage
 from scl_ray.config import InputError
 from scl_ray.store import Store
 
 LEASE = 30.0
 RENEWAL = 5.0
 
+Holder = dict[str, Any]  # what the lock says of who holds it: host, place, pid, born, token, since, renewed
+
 
 @contextlib.contextmanager
-def held(store: Store, lost: Callable[[str], None]) -> Iterator[str]:
-    """Hold the sweep's lock; gives its token. Raises InputError, naming the holder, when a living process has it.
+def held(
+    store: Store, lost: Callable[[str], None], away: Callable[[str], None] = storage.give_up
+) -> Iterator[str]:  # fmt: skip
+    """Hold the sweep's lock, which gives its token. Raises InputError, naming the holder, when a living process has it.
 
     *lost* is called, from another thread and with the new holder, should somebody else have taken the lock meanwhile
-    (a machine that slept past its lease).
+    (a machine that slept past its lease); *away*, with the reason, when the storage has not answered for
+    `storage.PATIENCE`.
     """
     lock = _on_disk if isinstance(store.fs, LocalFileSystem) else _in_object_store
     mine = _identity()
@@ -39,14 +49,19 @@ def held(store: Store, lost: Callable[[str], None]) -> Iterator[str]:
         stop = threading.Event()
 
         def keep() -> None:
+            renewed = time.monotonic()
             while not stop.wait(RENEWAL):
                 try:
-                    holder = renew()
-                except OSError:  # a storage that is away for a moment; the lease has time for several renewals
+                    now = renew()
+                except OSError as error:
+                    if time.monotonic() - renewed > storage.PATIENCE:
+                        away(f"{store.root}: {storage.reason(error)}, for {storage.PATIENCE:g} s")
+                        return
                     continue
-                if holder is not None:
-                    lost(describe(holder))
+                if now.get("token") != mine["token"]:
+                    lost(describe(now))
                     return
+                renewed = time.monotonic()
 
         thread = threading.Thread(target=keep, name="lock-renewal", daemon=True)
         thread.start()
@@ -57,90 +72,134 @@ def held(store: Store, lost: Callable[[str], None]) -> Iterator[str]:
             thread.join()
 
 
-def holder(store: Store) -> dict[str, Any] | None:
-    """Who holds the sweep's lock, or None: token, host, pid, since, and a ``renewed`` that each renewal changes.
-
-    A holder elsewhere that has died is given until somebody takes its lock; one on this host is not.
-    """
+def holder(store: Store) -> Holder | None:
+    """Who holds the sweep's lock, or None when nobody does. ``renewed`` in it changes while they live."""
     if isinstance(store.fs, LocalFileSystem):
         path = Path(store.path(".lock"))
-        found = _content(path) | {"renewed": path.stat().st_mtime_ns} if path.exists() else {}
-    else:
-        found = json.loads(store.read(".lock") or "{}")
-    return found if "token" in found and not _is_dead(found) else None
+        now = _content(path)
+        return now | {"renewed": _renewal(path)} if now else None
+    return json.loads(store.read(".lock") or b"null")
 
 
-def describe(holder: dict[str, Any]) -> str:
+def describe(holder: Holder) -> str:
+    """The holder, as a user finds it."""
+    if not holder:
+        return "another process"
     return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether it was a process of this host that is no more."""
-    return holder.get("host") == socket.gethostname() and not Path(f"/proc/{holder.get('pid')}").exists()
+def _identity() -> Holder:
+    """This process: the kernel and process namespace where its number means something, and when it was born."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    place = f"{boot.read_text().strip()} {namespace.readlink()}" if boot.exists() else ""  # macOS has but the host
+    return {"host": socket.gethostname(), "place": place, "pid": os.getpid(), "born": _born(os.getpid()),
+            "token": uuid.uuid4().hex, "since": time.strftime("%F %T")}  # fmt: skip
 
 
-def _identity() -> dict[str, Any]:
-    now = time.strftime("%F %T")
-    return {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "since": now}
+def _born(pid: int) -> int | None:
+    """When the process was born, in the kernel's ticks, 0 where that is not known; None when there is none that runs."""
+    try:
+        if not Path("/proc/self/stat").exists():
+            os.kill(pid, 0)
+            return 0
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except PermissionError:  # somebody else's, and alive
+        return 0
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else int(fields[18])
 
 
-def _refusal(store: Store, holder: dict[str, Any]) -> InputError:
-    return InputError(f"{store.root}: is being written by {describe(holder)}; "
+def _is_here(other: Holder, mine: Holder) -> bool:
+    return all(other.get(key) == mine[key] for key in ("host", "place"))
+
+
+def _refusal(store: Store, other: Holder) -> InputError:
+    return InputError(f"{store.root}: is being written by {describe(other)}; "
                       "wait for it, stop it, or choose another --name")  # fmt: skip
 
 
 @contextlib.contextmanager
-def _on_disk(store: Store, mine: dict[str, Any]) -> Iterator[Callable[[], dict[str, Any] | None]]:
+def _on_disk(store: Store, mine: Holder) -> Iterator[Callable[[], Holder]]:
     path = Path(store.path(".lock"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _refusal(store, _content(path)) from None
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("a+"))
+        is_free = _flocked(file)
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # replaced at this very moment
+            raise _refusal(store, _content(path))
         other = _content(path)
-        # This filesystem may not carry flock between hosts, so another host's lease decides.
-        is_elsewhere = other and other.get("host") != mine["host"]
-        if is_elsewhere and _renewed(lambda: path.stat().st_mtime_ns, remaining=LEASE - _age(path)):
+        if other and not _is_here(other, mine):
+            # This filesystem may not carry flock between hosts, so another host's lease decides.
+            if _renewed(lambda: _renewal(path), remaining=LEASE - _age(path)):
+                raise _refusal(store, other)
+            if not is_free:
+                file = stack.enter_context(_replaced(path))
+        elif not is_free:
             raise _refusal(store, other)
         _put(file, mine)
 
-        def renew() -> dict[str, Any] | None:
+        def renew() -> Holder:
             now = _content(path)
-            if now.get("token") != mine["token"]:
-                return now
-            os.utime(path)
-            return None
+            if now.get("token") == mine["token"]:
+                os.utime(path)
+            return now
 
         try:
             yield renew
         finally:
-            if _content(path).get("token") == mine["token"]:
-                _put(file, {})
+            with contextlib.suppress(OSError):  # a lease that is not given back runs out
+                if _content(path).get("token") == mine["token"]:
+                    _put(file, {})
 
 
-def _content(path: Path) -> dict[str, Any]:
-    text = path.read_text()
+def _flocked(file: Any) -> bool:
     try:
-        return dict(json.loads(text)) if text else {}
-    except json.JSONDecodeError:  # its holder died while it wrote these few bytes
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return True  # or a filesystem without flock, where leases alone decide
+
+
+def _replaced(path: Path) -> Any:
+    """A new lock file in the place of one whose dead host's flock a file server still keeps, or a host that sleeps."""
+    new = path.with_name(f".lock.{uuid.uuid4().hex}.partial")
+    file = new.open("a+")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    new.replace(path)
+    return file
+
+
+def _content(path: Path) -> Holder:
+    try:
+        return dict(json.loads(path.read_text() or "{}"))
+    except (FileNotFoundError, json.JSONDecodeError):  # its holder died while it wrote these few bytes
         return {}
 
 
-def _put(file: Any, holder: dict[str, Any]) -> None:
+def _put(file: Any, holder: Holder) -> None:
     file.seek(0)
     file.truncate()
     file.write(json.dumps(holder) if holder else "")
     file.flush()
 
 
+def _renewal(path: Path) -> int:
+    # Of an opened file, since what NFS says of one that is not may be a minute old.
+    with path.open() as file:
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
 def _age(path: Path) -> float:
     # Both times come from the filesystem's own clock, which the hosts share even where theirs disagree.
-    probe = path.with_name(f".lock.{uuid.uuid4().hex}")
+    probe = path.with_name(f".lock.{uuid.uuid4().hex}.partial")
     probe.touch()
-    age = probe.stat().st_mtime - path.stat().st_mtime
+    age = probe.stat().st_mtime_ns - _renewal(path)
     probe.unlink()
-    return age
+    return age / 1e9
 
 
 def _renewed(stamp: Callable[[], Any], remaining: float) -> bool:
@@ -148,57 +207,69 @@ def _renewed(stamp: Callable[[], Any], remaining: float) -> bool:
     seen, end = stamp(), time.monotonic() + remaining
     while time.monotonic() < end:
         time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+        asked = time.monotonic()
         if stamp() != seen:
             return True
+        # While the storage kept this process waiting, it may have done so to the holder.
+        end += time.monotonic() - asked
     return False
 
 
 @contextlib.contextmanager
-def _in_object_store(store: Store, mine: dict[str, Any]) -> Iterator[Callable[[], dict[str, Any] | None]]:
+def _in_object_store(store: Store, mine: Holder) -> Iterator[Callable[[], Holder]]:
     fs, path = store.fs, store.path(".lock")
-    body = json.dumps(mine).encode()
+    # Renewals are not retried: the next one is soon, and whoever ends does not wait for one.
+    bare = fs.fs
 
-    def stamp() -> str | None:
-        fs.invalidate_cache()
-        return str(fs.info(path)["ETag"]) if fs.exists(path) else None
-
-    def put(**condition: str) -> bool:
-        # The renewal time makes every body, and so every ETag, a new one.
-        renewed = json.dumps(mine | {"renewed": time.time_ns()}).encode() if "IfMatch" in condition else body
+    def etag() -> str | None:
         try:
-            fs.pipe_file(path, renewed, **condition)
-        except (FileExistsError, OSError) as error:
-            if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error) or (
-                isinstance(error, FileExistsError)
-            ):  # fmt: skip
-                return False
-            raise
-        return True
+            return str(fs.info(path)["ETag"])
+        except FileNotFoundError:
+            return None
 
-    while not put(IfNoneMatch="*"):
-        seen = stamp()
-        if seen is None:
-            continue
-        other = json.loads(fs.cat_file(path))
-        if not _is_dead(other) and _renewed(stamp, LEASE):
+    def put(through: Any, **condition: str) -> None:
+        """Put this process's name there if the *condition* holds. Whether it did, `read` tells: a put whose answer
+        is lost is sent again, and finds its own work done."""
+        # The time makes every body, and so every ETag, a new one.
+        body = json.dumps(mine | {"renewed": time.time_ns()}).encode()
+        try:
+            storage.once(through.pipe_file, path, body, **condition)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if not storage.is_precondition(error):
+                raise
+
+    def read(through: Any) -> tuple[str | None, Holder]:
+        """The lock's ETag and holder. The ETag comes first, so that it is never a later holder's."""
+        try:
+            seen = str(storage.once(through.info, path)["ETag"])
+            return seen, dict(json.loads(storage.once(through.cat_file, path)))
+        except FileNotFoundError:
+            return None, {}
+
+    while True:
+        current, other = read(fs)
+        if other.get("token") == mine["token"]:
+            break
+        if current is None:
+            put(fs, IfNoneMatch="*")
+        elif (_is_here(other, mine) and _born(other["pid"]) != other["born"]) or not _renewed(etag, LEASE):
+            put(fs, IfMatch=current)
+        else:
             raise _refusal(store, other)
-        if not put(IfMatch=seen):
-            raise _refusal(store, json.loads(fs.cat_file(path)))
-        break
-    current = stamp()
 
-    def renew() -> dict[str, Any] | None:
+    def renew() -> Holder:
         nonlocal current
-        if current is None or not put(IfMatch=current):
-            holder = dict(json.loads(fs.cat_file(path)))
-            # A put that was answered too late and sent again finds its own work done.
-            if holder.get("token") != mine["token"]:
-                return holder
-        current = stamp()
-        return None
+        put(bare, IfMatch=str(current))
+        current, now = read(bare)
+        return now
 
     try:
         yield renew
     finally:
-        if stamp() == current:
-            fs.rm_file(path)
+        with contextlib.suppress(OSError):  # a lease that is not given back runs out
+            current, now = read(bare)
+            if now.get("token") == mine["token"]:
+                bucket, key, _ = bare.split_path(path)
+                storage.once(bare.call_s3, "delete_object", Bucket=bucket, Key=key, IfMatch=current)

@@ -8,10 +8,12 @@ alone. What would fail again (no permission, no such bucket) is never tried agai
 import errno
 import io
 import logging
+import os
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -125,6 +127,18 @@ def reason(error: BaseException) -> str:
         code = answer.get("Error", {}).get("Code", "")
         return said if code in said else f"{code}: {said}"
     return said
+
+
+def is_precondition(error: OSError) -> bool:
+    """Whether an object store refused a conditional request because its condition does not hold."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return isinstance(error, FileExistsError) or answer.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
+
+
+def give_up(why: str) -> NoReturn:
+    """End this process, from any of its threads, since its storage is away. What is finished is there."""
+    print(f"failed: {why}; once the storage is back, the same command continues", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class Patient(fsspec.AbstractFileSystem):
