@@ -66,6 +66,7 @@ def evaluate(
     batch_size: int | None = None,
     memory: float | None = None,
     tasks: int = 1,
+    smaller: int = 1,
     sample: int = 16,
     save_maps: bool = False,
 ) -> ShardTables:
@@ -76,7 +77,8 @@ def evaluate(
     readouts: the names of `Checkpoint.readout_name` whose predictions are wanted.
     batch_size: how many images are explained together; by default what suits the device and fits into *memory*, in GiB,
       or else into half of what is free, which on a CPU as many *tasks* as this one share. A batch that does not fit is
-      halved. Values depend neither on these nor on the range that an image is evaluated in.
+      halved. Batches are so many times *smaller* than all this allows. Values depend neither on these nor on the range
+      that an image is evaluated in.
     sample: curves and maps are kept for ranks below it; maps for all ranks with *save_maps*.
     Raises ValueError for ranks that the dataset does not have, and for a read-out that the checkpoint does not have;
     MemoryError where there is no room for one image.
@@ -98,6 +100,7 @@ def evaluate(
             size = fitting(context.model, context.images, memory, tasks)
             if batch_size is not None:
                 size = size._replace(images=batch_size)
+            size = size.smaller(smaller)
             kept_maps = len(dataset.evaluation_order) if save_maps else sample
             predicted = []
             for rows in in_batches(first, last, size, partial(_rows_of, context, dataset, own, sample, kept_maps)):

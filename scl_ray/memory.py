@@ -34,8 +34,8 @@ class Size(NamedTuple):
     images: int
     copies: int
 
-    def half(self) -> "Size":
-        return Size(max(1, self.images // 2), max(1, self.copies // 2))
+    def smaller(self, times: int) -> "Size":
+        return Size(max(1, self.images // times), max(1, self.copies // times))
 
 
 def fitting(network: nn.Module, image: Tensor, bound: float | None, tasks: int) -> Size:
@@ -115,7 +115,7 @@ def in_batches(first: int, last: int, size: Size, work: Callable[[int, int, int]
             raise MemoryError("not even one image fits into memory with its explanations; raise "
                               "resources.evaluate.memory, or take smaller images or fewer methods")  # fmt: skip
         else:
-            size = size.half()
+            size = size.smaller(2)
 
 
 def _tried(work: Callable[[int, int, int], T], start: int, stop: int, copies: int) -> T | None:

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 def evaluate(
     store: Store, trial_id: str, checkpoint: "Checkpoint | GivenClassifier", shard: Shard, dataset: "Dataset",
-    device: str, memory: float | None = None, tasks: int = 1,
+    device: str, memory: float | None = None, tasks: int = 1, smaller: int = 1,
 ) -> None:  # fmt: skip
-    """Explain and score one shard and write its parts, the scores last. *memory* (GiB), *tasks*: how much it may take,
-    or how many share what is free, as `evaluation.evaluate` says."""
+    """Explain and score one shard and write its parts, the scores last. *memory* (GiB), *tasks*, *smaller*: how much it
+    may take, how many share what is free, and how much smaller its batches are, as `evaluation.evaluate` says."""
     from scl_ray import evaluation
 
     kept = shard.maps or shard.cells
     result = evaluation.evaluate(
         checkpoint, dataset, shard.first, shard.last,
         list(dict.fromkeys(v.cell for v in (*shard.cells, *shard.maps))),
-        readouts=shard.readouts, device=device, memory=memory, tasks=tasks, sample=SAMPLE,
-        save_maps=bool(shard.maps),
+        readouts=shard.readouts, device=device, memory=memory, tasks=tasks, smaller=smaller,
+        sample=SAMPLE, save_maps=bool(shard.maps),
     )  # fmt: skip
     name, in_sample = hash_of(shard.cells), min(shard.last, SAMPLE - 1)
     if result.maps.num_rows:

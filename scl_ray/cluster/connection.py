@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def _speaks_http2(host: str, port: int) -> bool:
     return len(head) >= 4 and head[3] == 4
 
 
-def task_options(slot: Slot) -> dict[str, object]:
+def task_options(slot: Slot) -> dict[str, Any]:
     """Options of a remote task on one slot, outside the placement group of the coordinator that starts it.
 
     Ray never retries by itself: the coordinator does, a bounded number of times.
@@ -94,19 +94,23 @@ def task_options(slot: Slot) -> dict[str, object]:
 
 def slots(slot: Slot) -> int:
     """How many tasks of this kind the cluster runs at once. Raises InputError when no node can run even one."""
-    gpus_anywhere = ray.cluster_resources().get("GPU", 0) > 0
-    total = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            has = node["Resources"]
-            fits = int(has.get("CPU", 0) // slot.cpus)
-            if gpus_anywhere and slot.gpus:
-                fits = min(fits, tasks_on(has.get("GPU", 0), slot.gpus))
-            total += fits
+    asked = task_options(slot)
+    total = slots_on([node for node in ray.nodes() if node["Alive"]], asked)
     if not total:
-        gpus = f" and {slot.gpus:g} GPUs" if gpus_anywhere and slot.gpus else ""
+        gpus = f" and {slot.gpus:g} GPUs" if asked["num_gpus"] else ""
         raise InputError(f"resources: no node of the cluster has {slot.cpus} CPUs{gpus} for one task; "
                          "lower resources.train and resources.evaluate")  # fmt: skip
+    return total
+
+
+def slots_on(nodes: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> int:
+    """How many tasks with these *options* the *nodes* run at once."""
+    total = 0
+    for has in (node["Resources"] for node in nodes):
+        fits = int(has.get("CPU", 0) // options["num_cpus"])
+        if options["num_gpus"]:
+            fits = min(fits, tasks_on(has.get("GPU", 0), options["num_gpus"]))
+        total += fits
     return total
 
 

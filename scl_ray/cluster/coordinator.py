@@ -15,12 +15,14 @@ from ray import tune
 
 from scl_ray.cluster import permits as permitting
 from scl_ray.cluster import tasks
-from scl_ray.cluster.failures import Failed, Lost, told_apart
+from scl_ray.cluster.failures import Exhausted, Failed, Losses, Lost, told_apart
 from scl_ray.config import EarlyStopping
 from scl_ray.plan import Plan
+from scl_ray.sealing import Damaged
 from scl_ray.store import Shard, Store
 
-ATTEMPTS = 3  # starts of the same piece of work that got no further
+# A shard that was lost by itself may have been too large: each further start takes so many times fewer images at once.
+SMALLER = 4
 
 _train = ray.remote(tasks.train)
 _evaluate = ray.remote(tasks.evaluate)
@@ -58,20 +60,38 @@ def coordinate(
                         permits.placed.remote(key)
                     yield reached
 
-    def evaluate(shard: Shard) -> ray.ObjectRef:
-        start = _evaluate.options(**evaluate_options)
-        return start.remote(store, trial_id, shard, dataset[0], sources, evaluate_options["num_cpus"], memory)
-
     # What is finished is what is on disk: this may be a second start, after a first coordinator was lost.
-    if not store.is_trained(trial_id):
+    files = _checkpoint(store, trial_id)
+    if files is None:
         problem = _trained(train, lambda: store.is_trained(trial_id), trial.training.epochs, stopping)
         if problem:
             store.write_record(trial_id, {**about, "status": "failed", "error": problem, "epochs": []})
             tune.report({"phase": "failed", "error": problem})
             return
+        files = store.read_checkpoint(trial_id)
     tune.report({"phase": "trained"})
+    # Read once, it reaches each node once; in a list, so that only workers that lack its network fetch it.
+    checkpoint = [ray.put(files)]
+    del files
+
+    def evaluate(shard: Shard, smaller: int) -> ray.ObjectRef:
+        threads, start = evaluate_options["num_cpus"], _evaluate.options(**evaluate_options)
+        return start.remote(store, trial_id, shard, dataset[0], checkpoint, sources, threads, memory, smaller)
+
     failed = _evaluated(evaluate, plan.shards(store, trial_id), permits, trial_id)
     tune.report({"phase": "failed", "error": "; ".join(failed)} if failed else {"phase": "done"})
+
+
+def _checkpoint(store: Store, trial_id: str) -> dict[str, bytes] | None:
+    """The files of a checkpoint that is there and whole."""
+    if not store.is_trained(trial_id):
+        return None
+    try:
+        return store.read_checkpoint(trial_id)
+    except Damaged as error:
+        store.drop_checkpoint(trial_id)
+        tune.report({"phase": "retry", "error": f"training: {error.what}"})
+        return None
 
 
 def _on_one_slot(
@@ -94,8 +114,8 @@ def _trained(
     epochs: int,
     stopping: EarlyStopping | None,
 ) -> str | None:
-    """Train, from the last whole epoch when a machine was lost. Returns what went wrong, if anything did."""
-    attempt = 1
+    """Train, from the last epoch that was kept when a machine was lost. Returns what went wrong, if anything did."""
+    losses = Losses()
     while True:
         try:
             with contextlib.closing(train()) as items:
@@ -107,26 +127,26 @@ def _trained(
                         report |= {"trained": trained, stopping.MEASURE: reached[stopping.MEASURE]}
                     tune.report(report)
                     if "epoch" in reached:
-                        attempt = 1
+                        losses = Losses()
             return None
         except Failed as error:
             return str(error)
         except Lost as error:
             if is_trained():  # lost between its last word and its end
                 return None
-            if attempt == ATTEMPTS:
-                return f"training was lost {ATTEMPTS} times ({error})"
-            attempt += 1
-            tune.report({"phase": "retry", "error": str(error)})
+            losses = losses.and_by(error)
+            if losses.are_enough:
+                return f"training was lost {losses.total()} ({error})"
+            tune.report({"phase": "retry", "error": f"training: {error} ({losses.next_start()})"})
 
 
 def _evaluated(
-    evaluate: Callable[[Shard], ray.ObjectRef], shards: Sequence[Shard], permits: Any, trial_id: str
+    evaluate: Callable[[Shard, int], ray.ObjectRef], shards: Sequence[Shard], permits: Any, trial_id: str
 ) -> list[str]:
     """Run every shard; one that fails does not stop the others. Returns what went wrong."""
-    waiting = deque((shard, 1) for shard in shards)
+    waiting = deque((shard, Losses()) for shard in shards)
     asked: dict[ray.ObjectRef, str] = {}  # at most one: the permit for the next shard, and its key
-    running: dict[ray.ObjectRef, tuple[Shard, int, str]] = {}
+    running: dict[ray.ObjectRef, tuple[Shard, Losses, str]] = {}
     failed = []
     while waiting or running:
         if waiting and not asked:
@@ -135,10 +155,10 @@ def _evaluated(
         (done,), _ = ray.wait([*asked, *running], num_returns=1)
         if done in asked:
             ray.get(done)
-            shard, attempt = waiting.popleft()
-            running[evaluate(shard)] = shard, attempt, asked.pop(done)
+            shard, losses = waiting.popleft()
+            running[evaluate(shard, SMALLER**losses.alone)] = shard, losses, asked.pop(done)
             continue
-        shard, attempt, key = running.pop(done)
+        shard, losses, key = running.pop(done)
         permits.release.remote(key)
         span = f"images {shard.first}-{shard.last}"
         try:
@@ -147,9 +167,22 @@ def _evaluated(
         except Failed as error:
             failed.append(f"{span}: {error}")
         except Lost as error:
-            if attempt == ATTEMPTS:
-                failed.append(f"{span}: lost {ATTEMPTS} times ({error})")
+            losses = losses.and_by(error)
+            if losses.are_enough:
+                failed.append(f"{span}: {_given_up(error, losses)}")
             else:
-                waiting.appendleft((shard, attempt + 1))
-                tune.report({"phase": "retry", "error": str(error)})
+                waiting.appendleft((shard, losses))
+                tune.report({"phase": "retry", "error": f"{span}: {error} ({losses.next_start()})"})
     return failed
+
+
+def _given_up(error: Lost, losses: Losses) -> str:
+    """What to say of a shard that is not started again, and what might help."""
+    said = f"lost {losses.total()} ({error})"
+    if not losses.alone:
+        return said
+    at_last = f"the last time with {SMALLER ** (losses.alone - 1)} times fewer images at once than the first"
+    if isinstance(error, Exhausted):
+        return f"did not fit into memory, {at_last} ({error})"
+    return (f"{said}, {at_last}; if the node's memory did not suffice, lower resources.evaluate.memory, or raise "
+            "resources.evaluate.cpus so that fewer shards share a node")  # fmt: skip

@@ -25,8 +25,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from scl_ray.cluster import tasks
-from scl_ray.cluster.failures import Failed, Lost, clause
-from scl_ray.config import InputError
+from scl_ray.cluster.failures import Failed, clause, lost
 
 LOOK_EVERY = 1.0  # seconds between two looks whether the trainer has ended while it reports nothing
 
@@ -84,14 +83,21 @@ def run(
         ended.result()
     except train.WorkerGroupError as error:
         raised = list(map(_behind, error.worker_failures.values()))
-        own = [cause for cause in raised if isinstance(cause, (ArithmeticError, InputError))]
-        if own:
-            raise Failed(clause(own[0])) from error
+        if own := next(filter(_is_their_own, raised), None):
+            raise Failed(clause(own)) from error
         # A worker that is lost makes the others raise what they like.
-        lost = [cause for cause in raised if isinstance(cause, ray.exceptions.RayError)]
-        raise Lost(clause([*lost, *raised][0])) from error
+        took = [cause for cause in raised if isinstance(cause, ray.exceptions.RayError)]
+        raise lost([*took, *raised][0]) from error
     except (train.TrainingFailedError, ray.exceptions.RayError) as error:
-        raise Lost(clause(_behind(error))) from error
+        raise lost(_behind(error)) from error
+
+
+def _is_their_own(error: BaseException) -> bool:
+    """Whether a worker went wrong by itself: what it cannot have raised because another was lost, or memory was short.
+
+    torch says with a RuntimeError, and the system with an OSError, that a connection to another worker broke.
+    """
+    return not isinstance(error, (RuntimeError, OSError, MemoryError, ray.exceptions.RayError))
 
 
 def _behind(error: Exception) -> BaseException:

@@ -22,6 +22,9 @@ class Progress:
 
     def __init__(self, plan: Plan, slots: int, console: Console) -> None:
         self.plan, self.slots, self.console = plan, slots, console
+        # Slots change as nodes come and go: their least and most, and what they offered until the last change, at that
+        # many seconds.
+        self.slots_seen, self.offered, self.offered_until = {slots}, 0.0, 0.0
         self.phase = dict.fromkeys(plan.work, "waiting")
         self.epoch = dict.fromkeys(plan.work, 0)
         self.loss: dict[str, float] = {}
@@ -54,13 +57,26 @@ class Progress:
 
     def usage(self) -> str:
         """What became of the slots' time, once the trials have run."""
-        offered = self.seconds * self.slots
+        offered = max(self.offered + (self.seconds - self.offered_until) * self.slots, 1e-9)
         trained = self.train_seconds + sum(self.start_seconds.values())
         train, evaluate = trained / offered, self.evaluate_seconds / offered
         nodes = f" of {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
         idle = max(0.0, 1 - train - evaluate)
-        return (f"{_clock(self.seconds)} on {self.slots} slots{nodes}: "
-                f"{train:.0%} training, {evaluate:.0%} evaluating, {idle:.0%} idle or starting")  # fmt: skip
+        least, most = min(self.slots_seen), max(self.slots_seen)
+        slots = f"{most}" if least == most else f"{least} to {most}"
+        return (f"{_clock(self.seconds)} on {slots} slots{nodes}: {train:.0%} training, {evaluate:.0%} evaluating, "
+                f"{idle:.0%} idle or starting")  # fmt: skip
+
+    def resize(self, slots: int) -> None:
+        """The cluster has grown or shrunk to so many training slots."""
+        now = time.monotonic() - self.started
+        self.offered += (now - self.offered_until) * self.slots
+        waiting = [work.trial.training.workers for trial, work in self.plan.work.items() if self._trains(trial)]
+        too_large = [workers for workers in waiting if workers > slots]
+        waits = f"; {len(too_large)} trials wait until there are {min(too_large)}" if too_large else ""
+        self._say(f"slots      {slots}, {self.slots} before{waits}", style="yellow" if slots < self.slots else "")
+        self.slots, self.offered_until = slots, now
+        self.slots_seen.add(slots)
 
     def update(self, trial: str, report: Mapping[str, Any]) -> None:
         """Take one report of a trial's coordinator."""
@@ -115,7 +131,7 @@ class Progress:
         # Before the first shard is back, a sweep's evaluation is taken to cost about as much as its training.
         per_image = self.evaluate_seconds / self.images_seen if self.images_seen else None
         work += images * per_image if per_image is not None else work
-        return work / self.slots
+        return work / self.slots if self.slots else None
 
     def _trains(self, trial: str) -> bool:
         return self.plan.work[trial].train and self.phase[trial] in ("waiting", "training")

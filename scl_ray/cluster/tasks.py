@@ -11,8 +11,7 @@ import platform
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
     from scl_ray.datasets import Dataset
     from scl_ray.given.checkpoint import GivenClassifier
 
+KEEPING = 1 / 20  # of training's time, at most, goes into writing what resuming needs,
+KEEPING_AT_ONCE = 1.0  # but for the first second of it
+
 
 def train(
     store: Store,
@@ -38,7 +40,7 @@ def train(
     threads: int,
     comparable: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Train one trial, from its last whole epoch where there is one.
+    """Train one trial, from the last epoch that was kept where there is one.
 
     Yields ``{}`` when it starts, ``{"earlier": …}`` with the metrics of epochs that another start has trained, its
     metrics after each epoch, and at the end ``{"slot_seconds": …}``; then checkpoint and record lie in the store, and
@@ -54,8 +56,7 @@ def train(
     rank, workers = distributed.rank_and_workers()
     entered = time.perf_counter()
     device = _prepare(sources, threads)
-    resume = f"checkpoints/{trial_id}/resume.pt"
-    saved = store.read(resume)
+    saved = store.read_resume(trial_id)
     progress: dict[str, Any] = {"state": None, "epochs": [], "seconds": 0.0}
     if saved is not None:
         progress = torch.load(io.BytesIO(saved), weights_only=True)
@@ -63,24 +64,29 @@ def train(
     yield {"earlier": list(epochs)}
     # As if it had started when the time that was already spent began.
     started = time.perf_counter() - progress["seconds"]
+    writing = took = 0.0
     for metrics, reached in training.fit(dataset, trial, device=device, state=state, comparable=comparable):
         state = reached
         epochs.append(metrics)
         seconds = time.perf_counter() - started
-        if rank == 0:
+        if rank == 0 and _is_worth_keeping(writing, took, time.perf_counter() - entered):
+            before = time.perf_counter()
             buffer = io.BytesIO()
             torch.save({"state": state, "epochs": epochs, "seconds": seconds}, buffer)
-            store.write(resume, buffer.getvalue())
+            store.write_resume(trial_id, buffer.getvalue())
+            took = time.perf_counter() - before
+            writing += took
         yield metrics
     if rank > 0:
         yield {"slot_seconds": 0.0}
         return
     trained, measured = finishing.finish(dataset, trial, state, device=device)
-    store.write_checkpoint(trial_id, checkpoint.to_files(trained))
+    weights = store.write_checkpoint(trial_id, checkpoint.to_files(trained))
     store.write_record(trial_id, {
         **about,
         "status": "trained",
         "checkpoint": f"checkpoints/{trial_id}",
+        "weights_sha256": weights,
         "readouts": {protocol: trained.readout_name(protocol) for protocol in ("corrected", "published")},
         "epochs": epochs,
         "metrics": measured,
@@ -92,8 +98,16 @@ def train(
         "finished": time.strftime("%FT%TZ", time.gmtime()),
         "versions": {name: version(name) for name in ("scl_ray", "torch", "torchvision", "ray", "captum")},
     })  # fmt: skip
-    store.remove(resume)
+    store.remove(f"checkpoints/{trial_id}/resume.pt")
     yield {"slot_seconds": workers * (time.perf_counter() - entered)}
+
+
+def _is_worth_keeping(writing: float, took: float, elapsed: float) -> bool:
+    """Whether to write down what resuming needs, given the seconds that *writing* and the last one of it *took*.
+
+    Epochs of a second would else spend a good part of it on waiting for the disk.
+    """
+    return writing + took <= KEEPING_AT_ONCE + KEEPING * elapsed
 
 
 def train_together(work: Mapping[str, Any]) -> None:
@@ -110,18 +124,31 @@ def evaluate(
     trial_id: str,
     shard: Shard,
     dataset: "Dataset",
+    checkpoint: Sequence[ray.ObjectRef],
     sources: Mapping[str, str],
     threads: int,
     memory: float | None = None,
+    smaller: int = 1,
 ) -> dict[str, Any]:
     """Explain and score one shard and write its parts, the scores last. Returns what it took and where.
 
-    *memory* bounds what it takes, in GiB; by default tasks like this one, as many as the host has cores for, share it.
+    *checkpoint* holds one reference, to the files of the trial's checkpoint. *memory* bounds what it takes, in GiB; by
+    default tasks like this one, as many as the host has cores for, share it. So many times *smaller* than otherwise are
+    its batches. Raises MemoryError when memory does not suffice.
     """
+    from scl_ray.memory import exhausted
+
     started = time.perf_counter()
     device = _prepare(sources, threads)
-    checkpoint, tasks = _checkpoint(store, trial_id), max(1, (os.cpu_count() or 1) // threads)
-    shards.evaluate(store, trial_id, checkpoint, shard, dataset, device, memory, tasks)
+    tasks = max(1, (os.cpu_count() or 1) // threads)
+    try:
+        network = _checkpoint(checkpoint[0])
+        shards.evaluate(store, trial_id, network, shard, dataset, device, memory, tasks, smaller)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or not exhausted(error):
+            raise
+        # By a name that the coordinator knows without torch.
+        raise MemoryError(str(error).strip().splitlines()[0]) from error
     return {"slot_seconds": time.perf_counter() - started, "node": _node()}
 
 
@@ -142,8 +169,16 @@ def _prepare(sources: Mapping[str, str], threads: int) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@lru_cache(maxsize=2)
-def _checkpoint(store: Store, trial_id: str) -> "Checkpoint | GivenClassifier":
+def _checkpoint(reference: ray.ObjectRef) -> "Checkpoint | GivenClassifier":
+    """The network of a checkpoint's files. The last two stay: a worker sees shards of few trials in turn."""
     from scl_ray.checkpoint import from_files
 
-    return from_files(store.read_checkpoint(trial_id))
+    key = reference.hex()  # not the reference itself, which would keep the files in the node's shared memory
+    if key not in _networks:
+        if len(_networks) == 2:
+            del _networks[next(iter(_networks))]
+        _networks[key] = from_files(ray.get(reference))
+    return _networks[key]
+
+
+_networks: dict[str, "Checkpoint | GivenClassifier"] = {}  # by reference, the latest last
