@@ -201,6 +201,8 @@ def test_the_resolved_configuration_reads_back_as_the_same_sweep(tmp_path: Path)
         ("training.epoch=3", "training.epoch", "did you mean 'epochs'?"),
         ("colour=red", "colour", "unknown key"),
         ("grid.objective=[{name: cross_entropy, temperature: 0.1}]", "cross_entropy.temperature", "unknown key"),
+        ("name=mlflow.db", "name", "is where MLflow keeps its own"),
+        ("name=mlartifacts", "name", "is where MLflow keeps its own"),
         ("grid.objective=[{name: triplet, margin: -1}]", "triplet.margin", "greater than or equal to 0"),
         ("grid.objective=[{name: supcon, temperature: [0.1, 0]}]", "supcon.temperature", "greater than 0"),
         ("grid.objective=[{name: supcon, training: {epoch: 3}}]", "supcon.training.epoch", "did you mean 'epochs'?"),

@@ -6,15 +6,24 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from scl_ray import plugins
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+RESERVED = ("mlflow.db", "mlartifacts")  # what MLflow's default has beside the sweeps' folders
 
 
 class InputError(ValueError):
     """A bad input. Its message is one sentence that names the file, the key and what would be right."""
+
+
+def _free(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(f"{name!r} is where MLflow keeps its own beside the sweeps; choose another name")
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100), AfterValidator(_free)]
 
 
 class Settings(BaseModel):

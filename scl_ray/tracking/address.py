@@ -6,6 +6,7 @@ import sqlite3
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -50,17 +51,16 @@ def ui_command(out: str) -> str:
 
 
 def check(uri: str, name: str | None = None) -> None:
-    """Raise InputError, within about ten seconds, unless MLflow answers at *uri* and can take a sweep called *name*."""
+    """Raise InputError, within about ten seconds, when MLflow at *uri* refuses, or cannot take a sweep called *name*.
+
+    Nothing is raised while MLflow is away, or locked: the same address may serve a moment later.
+    """
     path = connection.sqlite_path(uri)
     if path is not None:
-        sql = "SELECT 1 FROM experiments WHERE name = ? AND lifecycle_stage = 'deleted'"
-        try:
-            is_deleted = connection.query(path, sql, name)
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"{path}: is not a database of MLflow's ({error}); move it away") from error
-        if is_deleted:
-            raise connection.deleted(uri, str(name))
+        _check_file(path, uri, name)
         return
+    if not _names_a_host(uri):
+        raise InputError(f"{connection.without_password(uri)}: names no host; correct or unset {VARIABLE}")
     client_class = connection.client_class()
     refusals: list[InputError | None] = []
 
@@ -68,8 +68,9 @@ def check(uri: str, name: str | None = None) -> None:
         try:
             experiment = client_class(uri).get_experiment_by_name(name or "Default")
         except connection.failures() as error:
-            why = connection.unusable(uri, connection.reason(error))
-            refusals.append(InputError(f"{why}; start it, or correct or unset {VARIABLE}"))
+            if not connection.is_away(error):
+                why = connection.unusable(uri, connection.reason(error))
+                refusals.append(InputError(f"{why}; correct or unset {VARIABLE}"))
         else:
             is_deleted = name is not None and experiment is not None and experiment.lifecycle_stage == "deleted"
             refusals.append(connection.deleted(uri, str(name)) if is_deleted else None)
@@ -78,8 +79,27 @@ def check(uri: str, name: str | None = None) -> None:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(CHECK_SECONDS)
-    if not refusals:
-        why = connection.unusable(uri, f"no answer in {CHECK_SECONDS:g} s")
-        raise InputError(f"{why}; correct or unset {VARIABLE}")
-    if refusals[0] is not None:
+    if refusals and refusals[0] is not None:
         raise refusals[0]
+
+
+def _names_a_host(uri: str) -> bool:
+    """Whether *uri* does, if it is a server's: MLflow would look for some other one."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return False
+    return parts.scheme not in ("http", "https") or bool(parts.hostname)
+
+
+def _check_file(path: Path, uri: str, name: str | None) -> None:
+    sql = "SELECT 1 FROM experiments WHERE name = ? AND lifecycle_stage = 'deleted'"
+    try:
+        is_deleted = connection.query(path, sql, name)
+        is_writable = connection.is_writable(path)
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{path}: is not a database of MLflow's ({error}); move it away") from error
+    if is_deleted:
+        raise connection.deleted(uri, str(name))
+    if not is_writable:
+        raise InputError(f"{path}: cannot be written, and MLflow logs to it; make it writable, or set {VARIABLE}")

@@ -13,7 +13,7 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scl_ray import checkpoint
+from scl_ray import checkpoint, memory
 from scl_ray.checkpoint import Checkpoint
 from scl_ray.given.checkpoint import GivenClassifier
 from scl_ray.store import Store
@@ -58,6 +58,17 @@ def save(store: Store, trial: str, folder: str, about: Model) -> None:
         pip_requirements=[f"torch=={re.sub(r'[+].*', '', torch.__version__)}"],
         serialization_format="pt2",
     )
+
+
+def untraceable(store: Store, trial: str) -> Exception | None:
+    """What tracing the trial's network raises, if it is the network that cannot be traced: for lack of memory, or of
+    room for what `save` writes, it may do so another time."""
+    trained, example = checkpoint.from_files(store.read_checkpoint(trial)), torch.from_numpy(_example(store))
+    try:
+        torch.export.export(Classifier(trained), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    except Exception as error:  # a network of the user's own may raise anything
+        return None if memory.exhausted(error) else error
+    return None
 
 
 def _example(store: Store) -> NDArray[Any]:

@@ -27,7 +27,7 @@ def client_class() -> "type[MlflowClient]":
     # MLflow reads these when it is imported or at each call. Its own retries would take minutes.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     # What goes wrong is raised as well; a traceback or a retry's note would only break up the live view.
@@ -47,6 +47,23 @@ def failures() -> tuple[type[Exception], ...]:
     return MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether *error*, one of `failures`, says that nobody answers for now; else MLflow is there and refuses, or never
+    can be there."""
+    import requests
+    from sqlalchemy.exc import OperationalError
+
+    passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError, OperationalError)
+    # A name in the address that is wrong looks the same as one whose machine is down; a certificate does not.
+    return any(isinstance(e, passing) and not isinstance(e, requests.exceptions.SSLError) for e in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 @contextlib.contextmanager
 def reported(uri: str) -> Iterator[None]:
     """Raises what MLflow at *uri* raises as one TrackingError."""
@@ -56,15 +73,21 @@ def reported(uri: str) -> Iterator[None]:
         raise TrackingError(unusable(uri, reason(error))) from error
 
 
-def runs_of(client: "MlflowClient", experiment_id: str, trials: Collection[str]) -> dict[str, "Run"]:
+def runs_of(client: "MlflowClient", experiment_id: str, trials: Collection[str]) -> dict[str, list["Run"]]:
     """The sweep's run as ``""`` and by their ids those of *trials*, as far as there are any; others may be among
-    them."""
+    them.
+
+    Each has one run, or several, that which holds most first: a server that answers too late has made a run that it
+    was asked for again.
+    """
     few = ["tags.sweep LIKE '%'", *(f"tags.trial = '{trial}'" for trial in trials)]
-    runs: dict[str, Run] = {}
+    runs: dict[str, list[Run]] = {}
     for wanted in few if len(trials) <= FEW else [""]:
         for run in _found(client, experiment_id, wanted):
             if "trial" in run.data.tags or "sweep" in run.data.tags:
-                runs.setdefault(run.data.tags.get("trial", ""), run)
+                runs.setdefault(run.data.tags.get("trial", ""), []).append(run)
+    for several in runs.values():
+        several.sort(key=lambda run: (-len(run.data.metrics), -len(run.data.tags), run.info.run_id))
     return runs
 
 
@@ -110,6 +133,19 @@ def query(path: Path, sql: str, *parameters: str | None) -> list[tuple[str, ...]
             return database.execute(sql, parameters).fetchall()
     except sqlite3.OperationalError:  # no such file or table yet
         return []
+
+
+def is_writable(path: Path) -> bool:
+    """Whether MLflow's SQLite file can be written, now or, where another process has locked it, later; true where there
+    is none yet."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=0)) as database:
+            database.execute("BEGIN IMMEDIATE")  # which a file that cannot be written lets pass
+            database.execute("CREATE TABLE probe (x)")
+            database.rollback()
+    except sqlite3.OperationalError as error:
+        return not path.exists() or error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
+    return True
 
 
 def held(uri: str, name: str, tag: str) -> dict[str, tuple[str, str]]:

@@ -28,8 +28,9 @@ def log_networks(
 
     The model takes pixels in [0, 1], (N, C, S, S) float32, and gives class scores (N, K), whose softmax is calibrated
     on validation images. *store* holds the checkpoints. After each network *go_on* is asked whether to log another. A
-    network that torch.export cannot write has no model, and its run's tag ``network`` says why. Returns the trials that
-    still lack their network. Raises TrackingError when MLflow is away.
+    network that torch.export cannot trace has no model, and its run's tag ``network`` says why. Returns the trials that
+    still lack their network: MLflow was too slow, or memory, say, did not suffice. Raises TrackingError when MLflow is
+    away.
     """
     held = {trial: logged for trial, (logged, _) in connection.held(uri, name, LOGGED).items()}
     trained = {record["trial"]: record["finished"] for record in records if record.get("status") == "trained"}
@@ -39,23 +40,26 @@ def log_networks(
     with connection.reported(uri):
         client = connection.client_class()(uri)
         experiment = client.get_experiment_by_name(name)
-        runs = connection.runs_of(client, experiment.experiment_id, wanted) if experiment else {}
+        found = connection.runs_of(client, experiment.experiment_id, wanted) if experiment else {}
+        runs = {trial: run for trial, (run, *_) in found.items()}
         logged = {trial: run.data.tags.get(LOGGED) for trial, run in runs.items()}
         lacking = [trial for trial in wanted if logged.get(trial) != wanted[trial] and store.is_trained(trial)]
         for trial in filter(runs.get, lacking):
             run_id = runs[trial].info.run_id
             where = _log(client, runs[trial], store, trial)
-            client.set_tag(run_id, NAME, where, synchronous=True)
-            client.set_tag(run_id, LOGGED, wanted[trial], synchronous=True)
-            logged[trial] = wanted[trial]
+            if where is not None:
+                client.set_tag(run_id, NAME, where, synchronous=True)
+                client.set_tag(run_id, LOGGED, wanted[trial], synchronous=True)
+                logged[trial] = wanted[trial]
             if not go_on():
                 break
     return {trial for trial in lacking if logged.get(trial) != wanted[trial]}
 
 
-def _log(client: "MlflowClient", run: "Run", store: Store, trial: str) -> str:
-    """Log one network. Returns the URI of its model, or why there is none."""
+def _log(client: "MlflowClient", run: "Run", store: Store, trial: str) -> str | None:
+    """Log one network. Returns the URI of its model, or why it cannot have one, or None when it has none for now."""
     from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
     from scl_ray.tracking import classifier
@@ -65,12 +69,16 @@ def _log(client: "MlflowClient", run: "Run", store: Store, trial: str) -> str:
         about = Model(run_id=run_id, artifact_path=NAME)
         try:
             classifier.save(store, trial, str(Path(folder, "model")), about)
-        except OSError:
+        except (OSError, MlflowException):
             raise
-        except Exception as error:  # a network of the user's own may raise anything when it is traced
-            return f"none: {type(error).__name__}: {connection.reason(error)}"
-        # What a log that was interrupted has begun is completed.
-        begun = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", max_results=1)
+        except Exception:  # a network of the user's own may raise anything when it is traced
+            why = classifier.untraceable(store, trial)
+            return f"none: {type(why).__name__}: {connection.reason(why)}" if why else None
+        # What a log that was interrupted has begun is completed; a server that answered too late began it twice.
+        begun = list(client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"))
+        begun.sort(key=lambda model: (model.status != "READY", model.model_id))
+        for double in begun[1:]:
+            client.delete_logged_model(double.model_id)
         model = begun[0] if begun else client.create_logged_model(
             experiment_id, NAME, run_id, {"trial": trial}, run.data.params, "image classifier")  # fmt: skip
         about.model_id = model.model_id

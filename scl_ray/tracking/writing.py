@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import yaml
 
-from scl_ray.tracking import connection, description, entries
+from scl_ray.tracking import connection, description, entries, places
+from scl_ray.tracking.connection import TrackingError
 from scl_ray.tracking.entries import Data, Entry, Means, Record
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run
 
 DIGEST = "scl_ray.digest"  # tag: hash of what a run holds, written last
+PARENT = "mlflow.parentRunId"
 BATCH = 900  # metrics per call; MLflow takes 1000 values, parameters and tags included
 
 # Without it MLflow asks what an experiment is for, or opens it on traces of language models.
@@ -34,6 +36,7 @@ def log_sweep(
     report_folder: str | None = None,
     resolved_config: Mapping[str, Any] | None = None,
     status: str = "FINISHED",
+    seconds: float = math.inf,
 ) -> None:
     """Bring the sweep's log up to date.
 
@@ -41,9 +44,10 @@ def log_sweep(
     ``<facet>/<metric>/<method>`` to the mean over correctly classified images (None where undefined).
     *report_folder* (a folder or fsspec URI) and *resolved_config* become artifacts of the parent run. *status* is the
     sweep's: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``; a trial that is neither failed, stopped early (then
-    it is ``KILLED``) nor evaluated has it too. Raises TrackingError when MLflow is away, InputError when the experiment
-    was deleted in MLflow.
+    it is ``KILLED``) nor evaluated has it too. Raises TrackingError when MLflow is away, or is so slow that not all
+    of it is begun within *seconds*; InputError when the experiment was deleted in MLflow.
     """
+    deadline = time.monotonic() + seconds
     trials = [entries.of_trial(record, means_by_trial.get(record["trial"]), status) for record in records]
     artifacts = _files(report_folder)
     note = description.of_sweep(artifacts)
@@ -53,23 +57,32 @@ def log_sweep(
     sweep = entries.of_sweep(name, status, note, trials, hashes)
     wanted = {entry.trial: (entry.digest, entry.status) for entry in [sweep, *trials]}
     with connection.reported(uri):
+        places.follow(uri, name)
         if not wanted.items() <= connection.held(uri, name, DIGEST).items():
-            _bring_up_to_date(connection.client_class()(uri), uri, sweep, trials, artifacts)
+            _bring_up_to_date(connection.client_class()(uri), uri, sweep, trials, artifacts, deadline)
 
 
 def _bring_up_to_date(
-    client: "MlflowClient", uri: str, sweep: Entry, trials: Sequence[Entry], artifacts: Mapping[str, bytes]
-) -> None:
+    client: "MlflowClient", uri: str, sweep: Entry, trials: Sequence[Entry], artifacts: Mapping[str, bytes],
+    deadline: float,
+) -> None:  # fmt: skip
     from mlflow.tracking.context.registry import resolve_tags
 
     experiment_id = _experiment(client, uri, sweep.label)
-    runs = connection.runs_of(client, experiment_id, [entry.trial for entry in trials])
+    found = connection.runs_of(client, experiment_id, [entry.trial for entry in trials])
+    for double in (run for several in found.values() for run in several[1:]):
+        client.delete_run(double.info.run_id)
+    runs = {trial: several[0] for trial, several in found.items()}
     ours = resolve_tags()  # who logs, and by which command
     parent = runs.get("") or client.create_run(experiment_id, tags=ours | {"sweep": sweep.label}, run_name=sweep.label)
     _write_data(client, parent, sweep.data)
     for entry in trials:
-        tags = ours | {"trial": entry.trial, "mlflow.parentRunId": parent.info.run_id}
+        if time.monotonic() > deadline:
+            raise TrackingError(connection.unusable(uri, "it is too slow"))
+        tags = ours | {"trial": entry.trial, PARENT: parent.info.run_id}
         run = runs.get(entry.trial) or client.create_run(experiment_id, entry.start, tags, entry.label)
+        if run.data.tags.get(PARENT) != parent.info.run_id:  # its own was a double
+            client.set_tag(run.info.run_id, PARENT, parent.info.run_id)
         if run.data.tags.get(DIGEST) != entry.digest:
             _write_data(client, run, entry.data)
             _write_trial(client, run, entry)
@@ -85,15 +98,10 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         tags = KIND | {entries.NOTE: description.EXPERIMENT}
-        return str(client.create_experiment(name, _artifact_location(uri, name), tags))
+        return str(client.create_experiment(name, places.location(uri, name), tags))
     if experiment.lifecycle_stage == "deleted":
         raise connection.deleted(uri, name)
     return str(experiment.experiment_id)
-
-
-def _artifact_location(uri: str, name: str) -> str | None:
-    path = connection.sqlite_path(uri)
-    return None if path is None else (path.parent / "mlartifacts" / name).as_uri()
 
 
 def _write_data(client: "MlflowClient", run: "Run", data: Data | None) -> None:
@@ -118,7 +126,9 @@ def _write_trial(client: "MlflowClient", run: "Run", entry: Entry) -> None:
     groups = [points for points in _epoch_points(entry.epochs, run.info.start_time) if points[0].step not in logged]
     changed = {key: value for key, value in entry.metrics.items() if data.metrics.get(key) != value}
     # At step 0, what is measured once is drawn as bars that compare runs, else as curves of a single point.
-    groups += [[Metric(key, value, int(1000 * time.time()), 0)] for key, value in changed.items()]
+    # What is written for the first time has a time of its own, so that a call that is repeated says the same again.
+    first, now = entry.end or run.info.start_time, int(1000 * time.time())
+    groups += [[Metric(key, value, now if key in data.metrics else first, 0)] for key, value in changed.items()]
     for batch in _batches(groups):
         client.log_batch(run_id, metrics=batch, synchronous=True)
     parameters = [Param(key, value) for key, value in entry.parameters.items() if key not in data.params]

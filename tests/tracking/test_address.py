@@ -1,8 +1,10 @@
 """Where a sweep is logged, and that an address where it cannot be is refused."""
 
 import http.server
+import os
 import socket
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -89,18 +91,54 @@ def refusal(uri: str) -> str:
 def test_unusable_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setattr(address, "CHECK_SECONDS", 120.0)  # so that a busy machine does not decide
-    assert "Connection refused" in refusal(f"http://127.0.0.1:{free_port()}")
     with answering(403, b"who are you?") as server:
         message = refusal(server)
         assert "403" in message
         assert "secret" not in message
     with answering(200, b"<html>the wrong server</html>") as server:
         assert "not in a valid JSON format" in refusal(server)
-    monkeypatch.setattr(address, "CHECK_SECONDS", 1.0)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert "no answer in 1 s" in refusal(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    for malformed in ("http://", "http://[::1", "http://127.0.0.1:port", "gopher://127.0.0.1:5000"):
+        refusal(malformed)
     assert "maintenance mode" in refusal(str(tmp_path / "mlruns"))
 
     (tmp_path / "mlflow.db").write_text("these are my notes and not a database" * 100)
     with pytest.raises(InputError, match="is not a database"):
         tracking.check(tracking.tracking_uri(str(tmp_path)))
+
+
+def test_a_server_that_is_away_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be back before the sweep is done; if it is not, the log is all that lacks something."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    tracking.check(f"http://127.0.0.1:{free_port()}", "demo")
+    with answering(503, b"I am starting") as server:
+        tracking.check(server, "demo")
+    monkeypatch.setattr(address, "CHECK_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracking.check(f"http://127.0.0.1:{silent.getsockname()[1]}", "demo")
+
+
+@pytest.fixture
+def readable() -> Iterator[Path]:
+    """A folder that every user can look into."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_locked_database_is_not_refused_and_one_that_cannot_be_written_is(uri: str, readable: Path) -> None:
+    tracking.log_sweep(uri, "unwritable", [], {})
+    path = readable / "mlflow.db"
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database, closing(sqlite3.connect(path)) as copy:
+        database.backup(copy)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        tracking.check(f"sqlite:///{path}", "unwritable")
+    path.chmod(0o444)
+    user = os.geteuid()
+    if user == 0:  # who may write whatever the mode says
+        os.seteuid(65534)
+    try:
+        with pytest.raises(InputError, match="cannot be written"):
+            tracking.check(f"sqlite:///{path}", "unwritable")
+    finally:
+        os.seteuid(user)

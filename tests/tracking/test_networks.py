@@ -81,3 +81,20 @@ def test_again_logs_no_second_network_and_a_new_training_replaces_it(uri: str, t
     assert first == again
     assert replaced[0] == first[0]
     assert replaced[1] > first[1]
+
+
+def test_a_network_that_cannot_be_written_just_now_is_written_another_time(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path, "crowded", {SUPCON["trial"]: made()})
+    tracking.log_sweep(uri, "crowded", [SUPCON], TRAINED)
+
+    def no_room(*_: object, **__: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    with monkeypatch.context() as full:
+        full.setattr(torch.export, "save", no_room)
+        assert tracking.log_networks(uri, "crowded", store, [SUPCON]) == {SUPCON["trial"]}
+    assert "network" not in Stored(uri, "crowded").trials[SUPCON["trial"]].data.tags
+    assert tracking.log_networks(uri, "crowded", store, [SUPCON]) == set()
+    assert Stored(uri, "crowded").trials[SUPCON["trial"]].data.tags["network"].startswith("models:/")

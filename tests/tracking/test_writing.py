@@ -1,6 +1,7 @@
 """What MLflow holds of a sweep, and that logging it again changes nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_of_a_large_sweep_only_what_is_asked_for_is_read(uri: str, monkeypatch: 
 
     def found() -> dict[str, str]:
         runs = connection.runs_of(stored.client, stored.parent.info.experiment_id, [SUPCON["trial"], "none"])
-        return {trial: run.info.run_id for trial, run in runs.items()}
+        return {trial: run.info.run_id for trial, (run,) in runs.items()}
 
     few = found()
     assert few == {"": stored.parent.info.run_id, SUPCON["trial"]: stored.trials[SUPCON["trial"]].info.run_id}
@@ -208,3 +209,52 @@ def test_telemetry_is_off(uri: str) -> None:
     from mlflow.telemetry import get_telemetry_client
 
     assert get_telemetry_client() is None
+
+
+def test_what_a_late_answer_has_doubled_is_left_once(uri: str) -> None:
+    """A server that makes a run after it was given up on, and asked again, has made it twice."""
+    tracking.log_sweep(uri, "doubled", [SUPCON], TRAINED)
+    once = Stored(uri, "doubled")
+    experiment = once.parent.info.experiment_id
+    late = once.client.create_run(experiment, tags={"sweep": "doubled"})
+    tags = {"trial": SUPCON["trial"], "mlflow.parentRunId": late.info.run_id}
+    once.client.create_run(experiment, 0, tags)
+    other = once.client.create_run(experiment, 0, tags | {"trial": TRIPLET["trial"]})
+    tracking.log_sweep(uri, "doubled", [SUPCON, TRIPLET], TRAINED)
+    stored = Stored(uri, "doubled")
+    assert stored.parent.info.run_id == once.parent.info.run_id
+    assert stored.trials[SUPCON["trial"]].info.run_id == once.trials[SUPCON["trial"]].info.run_id
+    assert stored.trials[TRIPLET["trial"]].info.run_id == other.info.run_id
+    assert {run.data.tags["mlflow.parentRunId"] for run in stored.trials.values()} == {once.parent.info.run_id}
+
+
+def test_a_slow_server_holds_the_end_up_for_a_time_that_is_known(uri: str) -> None:
+    with pytest.raises(tracking.TrackingError, match="too slow"):
+        tracking.log_sweep(uri, "slow", [SUPCON], TRAINED, seconds=0.0)
+    tracking.log_sweep(uri, "slow", [SUPCON], TRAINED, seconds=600.0)
+    assert Stored(uri, "slow").trials[SUPCON["trial"]].info.status == "FINISHED"
+
+
+def test_a_copied_folder_has_its_own_artifacts(tmp_path: Path, report: Path) -> None:
+    from mlflow.tracking._tracking_service import utils
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    tracking.log_sweep(tracking.tracking_uri(str(first)), "copied", [SUPCON], TRAINED, str(report))
+    shutil.copytree(first, second)
+    shutil.rmtree(first)
+    utils._artifact_repos_cache.clear()  # in which a process, but not the next one, has the places of runs
+    uri = tracking.tracking_uri(str(second))
+    tracking.log_sweep(uri, "copied", [SUPCON], TRAINED, str(report))
+
+    def page() -> str:
+        stored = Stored(uri, "copied")
+        return Path(stored.client.download_artifacts(stored.parent.info.run_id, "report/index.html")).read_text()
+
+    assert page() == "<title>The report</title>"
+    (report / "index.html").write_text("<title>Another report</title>")
+    tracking.log_sweep(uri, "copied", [SUPCON, TRIPLET], TRAINED, str(report))
+    assert page() == "<title>Another report</title>"
+    places = {run.info.artifact_uri for run in Stored(uri, "copied").trials.values()}
+    assert all(place.startswith(f"{second.as_uri()}/mlartifacts/copied/") for place in places)
+    assert not first.exists()
