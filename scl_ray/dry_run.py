@@ -76,7 +76,12 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
     console.print(f"to evaluate: {len(cells)} cells on {images:,} images a trial, in {len(todo.shards)} shards with "
                   f"{passes.total():,} forward passes (a backward pass counts as two)")  # fmt: skip
     if todo.train or todo.shards:
-        seconds, operations = _cost(_training_passes(todo, train_images, classes) + passes, size)
+        try:
+            seconds, operations = _cost(_training_passes(todo, train_images, classes) + passes, size)
+        except backbones.BuildError as error:
+            console.print(f"no estimate: {error}; its trials would fail")
+            console.print("nothing was written")
+            return
         hours = operations / GPU_FLOPS / 3600
         console.print(f"estimate: about {duration(seconds / slots)} {machine} (a forward pass of each backbone was "
                       f"timed just now), or {hours:{',.0f' if hours >= 10 else '.2g'}} GPU-hours at an assumed "

@@ -112,7 +112,10 @@ def compare(sweep: Sweep | Comparison, trials: dict[str, T], dataset: "Dataset",
 
 
 def check_backbones(plan: Plan, names: Sequence[str]) -> None:
-    """Raise InputError when a backbone, built here untrained, does not suit one of the plan's methods or metrics."""
+    """Raise InputError when a backbone, built here untrained, does not suit one of the plan's methods or metrics.
+
+    A user's own that raises while it is built says so in its trials, and holds no others up.
+    """
     import torch
 
     from scl_ray import attribution, backbones, metrics
@@ -137,6 +140,8 @@ def check_backbones(plan: Plan, names: Sequence[str]) -> None:
             metrics.check(batch, dict.fromkeys(v.cell.metric for v in plan.cells))
         except InputError:
             raise
+        except backbones.BuildError:
+            continue
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"grid.backbone: {name} cannot be explained at {size}x{size} pixels ({reason}); change "

@@ -15,7 +15,7 @@ from scl_ray.backbones import timm_models, torchvision_models
 from scl_ray.backbones.cifar import CifarResNet
 from scl_ray.config import InputError
 
-__all__ = ["BACKBONES", "CifarResNet", "build", "cam_layer", "feature_size"]
+__all__ = ["BACKBONES", "BuildError", "CifarResNet", "build", "cam_layer", "feature_size"]
 
 # Beside these, ``timm:<name>`` is any model of timm, and ``module:callable`` the user's own.
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {
@@ -24,21 +24,38 @@ BACKBONES: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+class BuildError(RuntimeError):
+    """A user's own function for a backbone, or the backbone itself, raised. The message is one clause."""
+
+
 def build(name: str, image_size: int) -> nn.Module:
     """The backbone *name* for square images of *image_size* pixels: (N, 3, S, S) to features (N, d).
 
     *name* is one of `BACKBONES`, ``timm:<name>``, or a ``module:callable``, called with the image size, that returns a
-    torch module for which `feature_size` holds. Raises InputError where there is none for images of that size.
+    torch module for which `feature_size` holds. Raises InputError where there is none for images of that size, and
+    BuildError where the user's own code raises.
     """
     if timm_models.is_timm(name):
         backbone = timm_models.build(name, image_size)
     elif plugins.is_plugin(name):
-        backbone = plugins.load(name)(image_size)
-        if not isinstance(backbone, nn.Module):
-            raise InputError(f"grid.backbone: {name} returned {type(backbone).__name__}; return a torch module")
+        return _users_own(name, image_size)
     else:
         return BACKBONES[name](image_size)
     feature_size(backbone, image_size)
+    return backbone
+
+
+def _users_own(name: str, image_size: int) -> nn.Module:
+    function = plugins.load(name)
+    try:
+        backbone = function(image_size)
+        if not isinstance(backbone, nn.Module):
+            raise InputError(f"grid.backbone: {name} returned {type(backbone).__name__}; return a torch module")
+        feature_size(backbone, image_size)
+    except InputError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        raise BuildError(f"{name} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
     return backbone
 
 
