@@ -97,7 +97,7 @@ def _identity() -> Holder:
 
 
 def _born(pid: int) -> int | None:
-    """When the process was born, in the kernel's ticks, 0 where that is not known; None when there is none that runs."""
+    """When the process was born, in the kernel's ticks, 0 where that is not known; None when none such runs."""
     try:
         if not Path("/proc/self/stat").exists():
             os.kill(pid, 0)
