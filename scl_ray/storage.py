@@ -29,6 +29,8 @@ PASSING = {
     errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
     errno.ENETRESET, errno.ENETUNREACH, errno.ENOTCONN,
 }  # fmt: skip
+# A full disk: somebody may make room, but what waits for that holds a slot.
+FULL, FULL_PATIENCE = {errno.ENOSPC, errno.EDQUOT}, 10.0
 # Answers of an object store that may be another the next time, beside those of 500 and above.
 PASSING_STATUS = {408, 409, 429}  # too slow, at the same time as another, too many
 PASSING_CODES = {"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "Throttling", "RequestLimitExceeded"}
@@ -66,8 +68,9 @@ def open_filesystem(out: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def retried(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """``operation(*args, **kwargs)``, which may be done twice; again while it fails with an error that passes, for
-    `PATIENCE` seconds. Each new attempt is logged. Raises StorageError when the patience is over."""
-    end, wait = time.monotonic() + PATIENCE, WAITS[0]
+    `PATIENCE` seconds, or `FULL_PATIENCE` where there is no room. Each new attempt is logged. Raises StorageError when
+    the patience is over."""
+    started, wait = time.monotonic(), WAITS[0]
     while True:
         try:
             return once(operation, *args, **kwargs)
@@ -75,8 +78,9 @@ def retried(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             if not passes(error):
                 raise
             pause = wait * random.uniform(0.5, 1.0)  # so that many who were turned down do not come back together
-            if time.monotonic() + pause > end:
-                raise StorageError(f"{reason(error)}, for {PATIENCE:g} s") from error
+            patience = FULL_PATIENCE if error.errno in FULL else PATIENCE
+            if time.monotonic() + pause > started + patience:
+                raise StorageError(f"{reason(error)}, for {patience:g} s") from error
             _log.warning("storage: %s; trying again in %.1f s", reason(error), pause)
         time.sleep(pause)
         wait = min(2 * wait, WAITS[1])
@@ -103,6 +107,8 @@ def _foreign() -> tuple[type[Exception], ...]:
 
 def passes(error: BaseException) -> bool:
     """Whether what failed with *error* may succeed when it is done again."""
+    if isinstance(error, OSError) and error.errno and error.__cause__ is None:  # the operating system's own
+        return error.errno in PASSING | FULL
     from aiohttp import ClientError
     from botocore.exceptions import ConnectionError as NotConnected
     from botocore.exceptions import HTTPClientError, IncompleteReadError
@@ -116,7 +122,7 @@ def passes(error: BaseException) -> bool:
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = answer.get("Error", {}).get("Code")
         return status in PASSING_STATUS or (status >= 500 and status != 501) or code in PASSING_CODES
-    return isinstance(error, OSError) and error.errno in PASSING
+    return isinstance(error, OSError) and error.errno in PASSING | FULL
 
 
 def reason(error: BaseException) -> str:

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from scl_ray import sealing
+from scl_ray import sealing, storage
 from scl_ray.config import Cell, InputError, digest
 from scl_ray.sealing import Damaged
-from scl_ray.storage import open_filesystem
+from scl_ray.storage import StorageError, open_filesystem
 
 SCHEMA = 2  # of records, plans and parts; 1 had no checksums
 KINDS = ("scores", "predictions", "curves", "samples")
@@ -79,31 +79,27 @@ class Store:
         return "/".join((self.root, *parts))
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file whole or not at all."""
+        """Write a file whole or not at all. Raises StorageError, naming it, when that has not worked for long."""
         full = self.path(path)
-        if not isinstance(self.fs, LocalFileSystem):
-            self.fs.pipe_file(full, data)
-            return
-        folder, name = os.path.split(full)
-        os.makedirs(folder, exist_ok=True)
-        # Whoever reads the folder skips a name with a leading dot, should this process die before the rename.
-        partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
         try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, full)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(partial)
+            if isinstance(self.fs, LocalFileSystem):
+                storage.retried(_write_whole, full, data)
+            else:
+                self.fs.pipe_file(full, data)
+        except StorageError as error:
+            raise StorageError(f"{full}: {error}") from error
 
     def read(self, path: str) -> bytes | None:
         """The file's content, or None where there is no such file."""
         try:
-            return bytes(self.fs.cat_file(self.path(path)))
+            return self._content(self.path(path))
         except FileNotFoundError:
             return None
+
+    def _content(self, full: str) -> bytes:
+        if isinstance(self.fs, LocalFileSystem):
+            return storage.retried(Path(full).read_bytes)
+        return bytes(self.fs.cat_file(full))
 
     def remove(self, path: str) -> None:
         if self.fs.exists(self.path(path)):
@@ -137,7 +133,7 @@ class Store:
     def _opened(self, path: str) -> BinaryIO:
         if isinstance(self.fs, LocalFileSystem):
             return open(path, "rb")
-        return io.BytesIO(self.fs.cat_file(path))  # in one request
+        return io.BytesIO(self._content(path))  # in one request
 
     def remove_leftovers(self) -> None:
         """Remove what a killed writer left of files it had not finished. Only for the sweep's one writer."""
@@ -183,7 +179,7 @@ class Store:
     def read_checkpoint(self, trial: str) -> dict[str, bytes]:
         """A checkpoint's files. Raises Damaged where they are not as they were written."""
         names = ("weights.safetensors", "checkpoint.json")
-        files = {name: self.fs.cat_file(self.path("checkpoints", trial, name)) for name in names}
+        files = {name: self._content(self.path("checkpoints", trial, name)) for name in names}
         if why := _problem(files["checkpoint.json"], files["weights.safetensors"]):
             raise Damaged(f"{self.path('checkpoints', trial)}: {why}")
         return files
@@ -311,7 +307,7 @@ class Store:
                 self.fs.rm_file(part.path)
 
     def _table(self, part: Part) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.fs.cat_file(part.path))).drop_columns("trial")
+        return pq.read_table(pa.BufferReader(self._content(part.path))).drop_columns("trial")
 
 
 def open_store(out: str, name: str) -> Store:
@@ -345,6 +341,22 @@ def gaps(held: Iterable[tuple[int, int]], images: int, step: int) -> Iterator[tu
             yield position, end - 1
             position = end
         position = max(position, last + 1)
+
+
+def _write_whole(full: str, data: bytes) -> None:
+    folder, name = os.path.split(full)
+    os.makedirs(folder, exist_ok=True)
+    # Whoever reads the folder skips a name with a leading dot, should this process die before the rename.
+    partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, full)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
 
 
 def _check_schema(path: str, value: Any) -> None:

@@ -1,7 +1,9 @@
 """The store: whole parts, what they hold, what is missing."""
 
+import errno
 import io
 import json
+import os
 import random
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scl_ray import checkpoint, sealing
+from scl_ray import checkpoint, sealing, storage
 from scl_ray.config import Cell, InputError
 from scl_ray.sealing import Damaged
 from scl_ray.store import SCHEMA, Shard, Store, Versioned, evaluation, gaps, open_store
@@ -117,13 +119,47 @@ def test_writing_is_whole_or_not_at_all(store: Store, monkeypatch: pytest.Monkey
     store.write("a/b", b"before")
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(storage, "FULL_PATIENCE", 0.0)
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"/a/b: No space"):
         store.write("a/b", b"after")
     assert store.read("a/b") == b"before"
     assert [path.name for path in Path(store.path("a")).iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])
+def test_a_disk_that_is_full_or_away_for_a_while_is_tried_again(
+    number: int, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [OSError(number, os.strerror(number))] * 2
+    sync = os.fsync
+
+    def often(file: int) -> None:
+        if failures:
+            raise failures.pop()
+        sync(file)
+
+    monkeypatch.setattr(storage, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr("os.fsync", often)
+    store.write("a/b", b"at last")
+    assert store.read("a/b") == b"at last"
+    assert [path.name for path in Path(store.path("a")).iterdir()] == ["b"]
+    assert caplog.text.count(os.strerror(number)) == 2
+
+
+def test_what_would_fail_again_is_not_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def denied(*_: object) -> None:
+        tries.append(1)
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.fsync", denied)
+    with pytest.raises(PermissionError):
+        store.write("a/b", b"x")
+    assert len(tries) == 1
 
 
 def test_records_and_checkpoints(store: Store) -> None:
