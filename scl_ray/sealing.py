@@ -28,8 +28,11 @@ class Damaged(InputError):
     """A file is not as it was written: *what*, a clause that names it. The message adds the way out."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; run the sweep again, which makes it anew")
+        super().__init__(what)
         self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what}; run the sweep again, which makes it anew"
 
 
 def to_parquet(table: pa.Table, about: Mapping[str, Any]) -> bytes:

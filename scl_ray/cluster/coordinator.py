@@ -19,6 +19,7 @@ from scl_ray.cluster.failures import Exhausted, Failed, Losses, Lost, told_apart
 from scl_ray.config import EarlyStopping
 from scl_ray.plan import Plan
 from scl_ray.sealing import Damaged
+from scl_ray.storage import StorageError
 from scl_ray.store import Shard, Store
 
 # A shard that was lost by itself may have been too large: each further start takes so many times fewer images at once.
@@ -65,7 +66,9 @@ def coordinate(
     if files is None:
         problem = _trained(train, lambda: store.is_trained(trial_id), trial.training.epochs, stopping)
         if problem:
-            store.write_record(trial_id, {**about, "status": "failed", "error": problem, "epochs": []})
+            # What failed the trial may be the very storage. The summary names it all the same.
+            with contextlib.suppress(StorageError):
+                store.write_record(trial_id, {**about, "status": "failed", "error": problem, "epochs": []})
             tune.report({"phase": "failed", "error": problem})
             return
         files = store.read_checkpoint(trial_id)

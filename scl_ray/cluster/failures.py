@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import ray
 
+from scl_ray.storage import StorageError
+
 ATTEMPTS = 3  # starts of the same piece of work that got no further
 # Nodes that the same piece of work may outlive without getting further: more than chance takes, so that work which
 # brings down the very nodes that it runs on ends too.
@@ -32,30 +34,39 @@ class Exhausted(Lost):
     """Memory did not suffice for it."""
 
 
+class Unwritten(Lost):
+    """The storage did not take what it gave."""
+
+
 class Losses(NamedTuple):
-    """How often a piece of work was lost since it last got further: by itself, and with a node."""
+    """How often a piece of work was lost since it last got further: by itself, with a node, and for want of storage."""
 
     alone: int = 0
     with_a_node: int = 0
+    unwritten: int = 0
 
     def and_by(self, error: Lost) -> "Losses":
         if isinstance(error, NodeLost):
             return self._replace(with_a_node=self.with_a_node + 1)
+        if isinstance(error, Unwritten):
+            return self._replace(unwritten=self.unwritten + 1)
         return self._replace(alone=self.alone + 1)
 
     @property
     def are_enough(self) -> bool:
         """Whether the work is given up."""
-        return self.alone >= ATTEMPTS or self.with_a_node >= NODES
+        return self.alone + self.unwritten >= ATTEMPTS or self.with_a_node >= NODES
 
     def next_start(self) -> str:
         """Of the start that follows: which one it is of how many."""
+        attempt = f"attempt {self.alone + self.unwritten + 1} of {ATTEMPTS}"
         if self.with_a_node:
-            return f"attempt {self.alone + 1} of {ATTEMPTS}, {self.with_a_node} lost with their nodes not counted"
-        return f"attempt {self.alone + 1} of {ATTEMPTS}"
+            return f"{attempt}, {self.with_a_node} lost with their nodes not counted"
+        return attempt
 
     def total(self) -> str:
-        return f"{self.alone} times" if self.alone >= ATTEMPTS else f"with {self.with_a_node} nodes"
+        alone = self.alone + self.unwritten
+        return f"{alone} times" if alone >= ATTEMPTS else f"with {self.with_a_node} nodes"
 
 
 @contextlib.contextmanager
@@ -66,6 +77,8 @@ def told_apart() -> Iterator[None]:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, MemoryError):
             raise Exhausted(clause(error.cause)) from error
+        if isinstance(error.cause, StorageError):
+            raise Unwritten(str(error.cause)) from error
         if isinstance(error.cause, ray.exceptions.RayError):  # what the task itself asked Ray for was lost
             raise lost(error.cause) from error
         raise Failed(clause(error.cause)) from error
