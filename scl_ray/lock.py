@@ -73,12 +73,17 @@ def held(
 
 
 def holder(store: Store) -> Holder | None:
-    """Who holds the sweep's lock, or None when nobody does. ``renewed`` in it changes while they live."""
+    """Who holds the sweep's lock, or None: token, host, pid, since, and a ``renewed`` that each renewal changes.
+
+    A holder elsewhere that has died is given until somebody takes its lock; one on this host is not.
+    """
     if isinstance(store.fs, LocalFileSystem):
         path = Path(store.path(".lock"))
         now = _content(path)
-        return now | {"renewed": _renewal(path)} if now else None
-    return json.loads(store.read(".lock") or b"null")
+        now |= {"renewed": _renewal(path)} if now else {}
+    else:
+        now = json.loads(store.read(".lock") or b"{}")
+    return now if now and not _is_dead(now, _identity()) else None
 
 
 def describe(holder: Holder) -> str:
@@ -112,6 +117,11 @@ def _born(pid: int) -> int | None:
 
 def _is_here(other: Holder, mine: Holder) -> bool:
     return all(other.get(key) == mine[key] for key in ("host", "place"))
+
+
+def _is_dead(other: Holder, mine: Holder) -> bool:
+    """Whether it was a process of this host that is no more."""
+    return _is_here(other, mine) and _born(other["pid"]) != other["born"]
 
 
 def _refusal(store: Store, other: Holder) -> InputError:
@@ -254,7 +264,7 @@ def _in_object_store(store: Store, mine: Holder) -> Iterator[Callable[[], Holder
             break
         if current is None:
             put(fs, IfNoneMatch="*")
-        elif (_is_here(other, mine) and _born(other["pid"]) != other["born"]) or not _renewed(etag, LEASE):
+        elif _is_dead(other, mine) or not _renewed(etag, LEASE):
             put(fs, IfMatch=current)
         else:
             raise _refusal(store, other)
