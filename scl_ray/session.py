@@ -1,10 +1,12 @@
 """What every run does around its work: checks of the store, the plan on disk; at the end report, log and summary."""
 
+import contextlib
 import os
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -21,6 +23,8 @@ from scl_ray.store import Store
 if TYPE_CHECKING:
     from scl_ray.datasets import Dataset
 
+STOP_SECONDS = 2.5  # what MLflow has to hear that a sweep was stopped
+RETRIES_NAMED = 5
 NETWORKS_SECONDS = 60.0  # what copying networks to MLflow may add to a run's end; most are copied while it runs
 
 
@@ -68,12 +72,33 @@ def _sample_images(plan: Plan, dataset: "Dataset") -> pa.Table:
     })  # fmt: skip
 
 
+@contextlib.contextmanager
+def stop_is_logged(uri: str, name: str) -> Iterator[None]:
+    """When the block is interrupted, MLflow's run of the sweep is marked as killed, if MLflow answers quickly."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if "mlflow" in sys.modules:  # else its runs were not touched, and it takes seconds to import
+            marking = threading.Thread(target=_mark_killed, args=(uri, name), daemon=True)
+            marking.start()
+            marking.join(STOP_SECONDS)
+        raise
+
+
+def _mark_killed(uri: str, name: str) -> None:
+    # Where MLflow is away, the run goes on being called running until the sweep is run again.
+    with contextlib.suppress(tracking.TrackingError, InputError):
+        tracking.log_sweep(uri, name, (), {}, status="KILLED")
+
+
 def finish(
-    plan: Plan, store: Store, out: str, uri: str, failures: Mapping[str, str], is_logged: bool, console: Console
-) -> int:
+    plan: Plan, store: Store, out: str, uri: str, failures: Mapping[str, str], is_logged: bool, console: Console,
+    retries: Sequence[tuple[str, str]] = (),
+) -> int:  # fmt: skip
     """Report, log and sum up what is there now. Returns 0, or 1 when something failed.
 
     failures: trial to reason. is_logged: whether MLflow has kept up so far; when it has not, it is not asked again.
+    retries: trial and reason of each piece of work that was lost and started again.
     """
     for trial_id in plan.trials.keys() - failures.keys():
         store.remove_superseded(trial_id, plan.cells)
@@ -83,7 +108,7 @@ def finish(
     if is_logged:
         is_logged = _log(plan, results, out, uri, failures, console)
     stopped = {trial: record["reason"] for trial, record in results.records.items() if record["status"] == "stopped"}
-    _summarise(plan, out, uri, stopped, failures, console)
+    _summarise(plan, out, uri, stopped, failures, retries, console)
     if not is_logged:
         console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
     return 1 if failures else 0
@@ -127,10 +152,17 @@ def _means(results: Results) -> dict[str, dict[str, float | None]]:
 
 
 def _summarise(
-    plan: Plan, out: str, uri: str, stopped: Mapping[str, str], failures: Mapping[str, str], console: Console
-) -> None:
-    """Print the table, what was stopped, what failed, and where everything is."""
+    plan: Plan, out: str, uri: str, stopped: Mapping[str, str], failures: Mapping[str, str],
+    retries: Sequence[tuple[str, str]], console: Console,
+) -> None:  # fmt: skip
+    """Print the table, what was lost and done again, what was stopped, what failed, and where everything is."""
     console.print(report.summary_table(out, plan.sweep.name))
+    if retries:
+        console.print(f"{len(retries)} {'retry' if len(retries) == 1 else 'retries'}: what was lost was done again")
+    for trial, reason in retries[:RETRIES_NAMED]:
+        console.print(f"again   {plan.trials[trial].label} ({trial}): {reason}", style="yellow")
+    if len(retries) > RETRIES_NAMED:
+        console.print(f"again   and {len(retries) - RETRIES_NAMED} more")
     for trial, reason in stopped.items():
         console.print(f"stopped {plan.trials[trial].label} ({trial}): {reason}")
     for trial, reason in failures.items():

@@ -12,6 +12,7 @@ from scl_ray.tracking import Record, TrackingError, log_networks, log_sweep
 FLUSH_SECONDS = 2.0  # what happens within this time is written together
 RETRY_SECONDS = 60.0  # the longest pause between two attempts, while MLflow is away or slow
 CLOSE_SECONDS = 60.0  # a network of 100 MB that has been begun gets through a line of 20 Mbit/s meanwhile
+STOP_SECONDS = 1.5  # the same when the sweep is stopped
 
 
 class Tracker:
@@ -48,8 +49,8 @@ class Tracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(CLOSE_SECONDS if kind is None else STOP_SECONDS)
 
     def _run(self) -> None:
         pause, warned = FLUSH_SECONDS, False

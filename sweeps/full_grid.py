@@ -2,9 +2,11 @@
 
     python sweeps/full_grid.py --config sweeps/demo.yaml            # on a local Ray in this process
     python sweeps/full_grid.py --address auto                       # on the cluster this machine belongs to
+    python sweeps/full_grid.py --config sweeps/demo.yaml --cancel   # stops it, from another terminal or machine
 
-The same command again continues: what is finished is not computed again. Exit code 0: all done; 1: something failed and
-is named in the summary; 2: the input was refused.
+The same command again continues: what is finished is not computed again. Ctrl-C stops within ten seconds, twice at
+once. Exit code 0: all done; 1: something failed and is named in the summary; 2: the input was refused; 130: stopped by
+Ctrl-C or --cancel; 143: by SIGTERM.
 """
 
 import argparse
@@ -13,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scl_ray import config
+from scl_ray import config, interruption
 from scl_ray.config import InputError
 
 HERE = Path(__file__).resolve().parent
@@ -26,22 +28,41 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False, markup=False, soft_wrap=not terminal, width=None if terminal else 110)
     # A user's own `module:callable` may lie beside the configuration or in the current folder.
     sys.path[:0] = [str(options.config.resolve().parent), str(Path.cwd())]
-    try:
-        sweep = config.load(options.config, options.set, options.name)
-        if options.dry_run:
-            from scl_ray.dry_run import describe
+    with interruption.handled() as interrupted:
+        try:
+            return _run(options, console)
+        except InputError as error:
+            print(f"refused: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(interrupted.why, file=sys.stderr)
+            return interrupted.code
 
-            describe(sweep, options.out, console)
-            return 0
-        from scl_ray.cluster.driver import run
 
-        return run(sweep, options.out, options.address, console)
-    except InputError as error:
-        print(f"refused: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
+def _run(options: argparse.Namespace, console: Console) -> int:
+    if options.cancel and (options.dry_run or options.address):
+        raise InputError(
+            "--cancel: goes with neither --dry-run nor --address; it finds the sweep by --out and its name"
+        )
+    sweep = config.load(options.config, options.set, options.name)
+    if options.cancel:
+        from scl_ray.cancelling import cancel
+        from scl_ray.store import open_store
+
+        try:
+            console.print(cancel(open_store(options.out, sweep.name)))
+        except TimeoutError as error:
+            print(error, file=sys.stderr)
+            return 1
+        return 0
+    if options.dry_run:
+        from scl_ray.dry_run import describe
+
+        describe(sweep, options.out, console)
+        return 0
+    from scl_ray.cluster.driver import run
+
+    return run(sweep, options.out, options.address, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,8 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=YAML",
                         help="override one setting, for example --set training.epochs=3")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how long; write nothing")
+    parser.add_argument("--cancel", action="store_true", help="stop the process that runs this sweep, wherever it is")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interruption.end(main())

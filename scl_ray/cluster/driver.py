@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 # Ray is configured by its environment, so this import comes before Ray's own.
 from scl_ray.cluster import connection, permits
@@ -26,7 +26,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
-from scl_ray import datasets, lock, plugins, session, tracking
+from scl_ray import cancelling, datasets, interruption, lock, plugins, session, tracking
 from scl_ray import plan as planning
 from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
@@ -49,7 +49,8 @@ EXTRA_COORDINATORS = 1  # so that the next trial's training waits in the queue w
 def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
     """Bring the sweep to its end and say what it found. Returns 0 when all is done, 1 when something failed.
 
-    Raises InputError before any work starts when it cannot be run as asked.
+    Raises InputError before any work starts when it cannot be run as asked. Being stopped, it unwinds with all of its
+    work in the cluster ended and the lock free.
     """
     folder = local_folder(out)
     out = out.rstrip("/") if folder is None else str(folder)
@@ -61,7 +62,7 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
             train_slots = planning.local_slots(sweep.resources.train)
             slots = min(train_slots, planning.local_slots(sweep.resources.evaluate))
         else:
-            stack.enter_context(connection.connected(address))
+            _connect(stack, address)
             slots = train_slots = connection.check_resources(sweep.resources)
         dataset = datasets.load(sweep.dataset)
         check_workers(sweep, len(dataset.train_labels), train_slots)
@@ -70,7 +71,8 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
             connection.check_images(dataset)
             if folder is not None:
                 connection.check_shared_folder(folder)
-        stack.enter_context(lock.held(store, lost=session.leave))
+        token = stack.enter_context(lock.held(store, lost=session.leave))
+        stack.enter_context(cancelling.heeded(store, token, stop=interruption.ask))
         session.check_kind(store, sweep.kind)
         store.remove_leftovers()
         store.remove(".tune")
@@ -78,14 +80,29 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
         if plan.work:
             planning.check_backbones(plan, sweep.grid.backbone)
         session.write_plan(store, plan, dataset)
-        failures: dict[str, str] = {}
-        is_logged = True
+        stack.enter_context(session.stop_is_logged(uri, sweep.name))
+        ended = Ended({}, [], True)
         if plan.work:
             if address is None:
-                stack.enter_context(connection.connected(None))
+                _connect(stack, None)
                 slots = connection.check_resources(sweep.resources)
-            failures, is_logged = _run_trials(sweep, plan, store, dataset, slots, out, uri, console)
-        return session.finish(plan, store, out, uri, failures, is_logged, console)
+            # Inside the lock: what still ran after it would write to what somebody else holds.
+            stack.callback(ray.shutdown)
+            ended = _run_trials(sweep, plan, store, dataset, slots, out, uri, console)
+        return session.finish(plan, store, out, uri, ended.failures, ended.is_logged, console, ended.retries)
+
+
+class Ended(NamedTuple):
+    """What became of the trials: what failed and what was started again, with reasons; whether MLflow kept up."""
+
+    failures: dict[str, str]
+    retries: list[tuple[str, str]]
+    is_logged: bool
+
+
+def _connect(stack: contextlib.ExitStack, address: str | None) -> None:
+    with interruption.kept():
+        stack.enter_context(connection.connected(address))
 
 
 def _run_trials(
@@ -97,8 +114,8 @@ def _run_trials(
     out: str,
     uri: str,
     console: Console,
-) -> tuple[dict[str, str], bool]:
-    """Run every trial that has something missing. Returns what failed, trial to reason, and whether MLflow kept up."""
+) -> Ended:
+    """Run every trial that has something missing."""
     scratch: dict[str, Any] = {"storage_path": store.path(".tune")}
     if local_folder(out) is None:
         scratch["storage_filesystem"] = pafs.PyFileSystem(pafs.FSSpecHandler(store.fs))
@@ -120,6 +137,7 @@ def _run_trials(
     progress = Progress(plan, slots, console)
     tracker = Tracker(uri, sweep.name, store, warn=console.print)
     scheduler = _scheduler(sweep.early_stopping, plan, store)
+    follow = _Follow(plan, sweep.early_stopping, scheduler, progress, store, tracker, desk)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "memory": COORDINATOR_MEMORY}),
         param_space={"trial": tune.grid_search(list(plan.work))},
@@ -131,14 +149,18 @@ def _run_trials(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            callbacks=[_Follow(plan, sweep.early_stopping, scheduler, progress, store, tracker, desk)],
+            callbacks=[follow],
             failure_config=tune.FailureConfig(max_failures=COORDINATOR_RESTARTS),
             verbose=0,
             **scratch,
         ),
     )
     with progress, tracker:
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        except KeyboardInterrupt:
+            ray.shutdown()  # first of all: nothing more is begun, and what runs ends
+            raise
         is_logged = tracker.close()
     console.print(f"trials  {progress.usage()}")
     failures = dict(progress.failures)
@@ -148,7 +170,7 @@ def _run_trials(
             assert result.config is not None
             failures[result.config["trial"]] = f"its coordinator was lost ({last_line})"
     store.remove(".tune")
-    return failures, is_logged
+    return Ended(failures, follow.retries, is_logged)
 
 
 def check_workers(sweep: Sweep, train_images: int, slots: int) -> None:
@@ -213,6 +235,7 @@ class _Follow(tune.Callback):
         self.plan, self.stopping, self.scheduler, self.progress = plan, stopping, scheduler, progress
         self.store, self.tracker, self.desk = store, tracker, desk
         self.epochs: dict[str, list[dict[str, Any]]] = {}
+        self.retries: list[tuple[str, str]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for a restore that a sweep never makes; a terminal and a thread cannot be.
@@ -226,8 +249,15 @@ class _Follow(tune.Callback):
                 epochs = self.plan.trials[trial_id].training.epochs
                 _tell(self.scheduler, trial, result["reached"]["earlier"], epochs)
             self._training(trial_id, result["reached"])
+        elif result["phase"] == "retry":
+            self.retries.append((trial_id, result["error"]))
         elif result["phase"] in ("trained", "done", "failed"):
             self._log(trial_id)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        lost = {"phase": "retry", "error": "its coordinator was lost"}
+        self.progress.update(trial.config["trial"], lost)
+        self.retries.append((trial.config["trial"], lost["error"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self.desk.forget.remote(trial.config["trial"])
