@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from scl_ray import specs
 from scl_ray.config import Cell
+from scl_ray.sealing import Damaged
 from scl_ray.store import Part, Store, gaps
 
 Plan = Mapping[str, Any]  # plan.json
@@ -26,13 +27,19 @@ MAPS = {"trial": pa.string(), "image": pa.int32(), "method": _SPEC, "height": pa
         "map": pa.list_(pa.float16())}  # fmt: skip
 
 
+def by_trial(store: Store, plan: Plan, kind: str, trials: Iterable[str]) -> dict[str, list[Part]]:
+    """The parts of *kind* that begin within the plan's images, of each of the *trials* that has any."""
+    held = store.parts_by_trial(kind, trials)
+    found = {trial: [part for part in held[trial] if part.first < plan["images"]] for trial in held}
+    return {trial: within for trial, within in found.items() if within}
+
+
 def parts(store: Store, plan: Plan, kind: str, trials: Iterable[str]) -> dict[str, list[Part]]:
-    """The parts of *kind* that begin within the plan's images, by what they hold, in a fixed order."""
+    """The same parts by what they hold, in a fixed order."""
     groups = defaultdict(list)
-    for trial in trials:
-        for part in store.parts(kind, trial):
-            if part.first < plan["images"]:
-                groups[part.holds].append(part)
+    for within in by_trial(store, plan, kind, trials).values():
+        for part in within:
+            groups[part.holds].append(part)
     return dict(sorted(groups.items()))
 
 
@@ -47,8 +54,7 @@ def images_beyond(store: Store, plan: Plan, predictions: Mapping[str, Sequence[P
     across = {(p.first, p.last): p for group in predictions.values() for p in group if p.last >= plan["images"]}
     beyond: set[int] = set()
     for part in across.values():
-        table = pq.read_table(pa.BufferReader(store.fs.cat_file(part.path)), columns=["image"])
-        beyond.update(table["image"].to_pylist()[plan["images"] - part.first :])
+        beyond.update(table(store, part, ["image"])["image"].to_pylist()[plan["images"] - part.first :])
     return sorted(beyond)
 
 
@@ -90,6 +96,26 @@ def unscored(store: Store, plan: Plan, trial: str, readouts: Mapping[str, str]) 
             yield cell, first, last
 
 
+def table(store: Store, part: Part, columns: Sequence[str], wanted: ds.Expression | None = None) -> pa.Table:
+    """Columns of one part, of all its rows or those *wanted*. Raises Damaged where it is not as it was written."""
+    source = pa.BufferReader(store.fs.cat_file(part.path))
+    try:
+        rows = pq.ParquetFile(source, page_checksum_verification=True).read(list(columns), use_threads=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise Damaged(f"{part.path}: is damaged ({error}); run the sweep again, which computes it anew") from error
+    return rows if wanted is None else rows.filter(wanted)
+
+
+def scores(store: Store, part: Part, of: Sequence[Cell]) -> pa.Table:
+    """What one part holds of these cells: image, method, metric, value."""
+    is_all = len(of) == len(store.cells(part))
+    return table(store, part, ["image", "method", "metric", "value"], None if is_all else _any_of(of, Cell._fields))
+
+
+def _any_of(of: Iterable[Cell], keys: Iterable[str]) -> ds.Expression:
+    return reduce(or_, [reduce(and_, [ds.field(key) == getattr(cell, key) for key in keys]) for cell in of])
+
+
 def dataset(store: Store, group: Sequence[Part], columns: Mapping[str, pa.DataType]) -> ds.Dataset:
     """The parts as one Arrow dataset, on whatever filesystem they lie."""
     paths = sorted(part.path for part in group)
@@ -104,9 +130,7 @@ def rows(
     keys = [name for name in ("method", "metric") if name in columns]
     tables = []
     for group in parts(store, plan, kind, trials).values():
-        covered = [reduce(and_, (ds.field(key) == getattr(cell, key) for key in keys))
-                   for cell in cells(store, plan, group[0])]  # fmt: skip
-        if covered:
-            selected = reduce(or_, covered) if wanted is None else reduce(or_, covered) & wanted
+        if covered := cells(store, plan, group[0]):
+            selected = _any_of(covered, keys) if wanted is None else _any_of(covered, keys) & wanted
             tables.append(dataset(store, group, columns).to_table(filter=selected))
     return tables

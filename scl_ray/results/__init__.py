@@ -5,6 +5,7 @@ Only what ``plan.json`` covers is read: its trials, its cells in their current v
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import duckdb
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from scl_ray import coverage
 from scl_ray.config import InputError
-from scl_ray.results import tables
+from scl_ray.results import means, tables
 from scl_ray.results.tables import plain
 from scl_ray.store import Store, open_store
 
@@ -42,7 +43,11 @@ class Results:
     records: dict[str, dict[str, Any]]
     trials: pd.DataFrame
     cells: pd.DataFrame
-    connection: duckdb.DuckDBPyConnection
+
+    @cached_property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The tables that `query` names, made when they are first asked for."""
+        return tables.connect(self.store, self.plan, self.records, self.trials, self.cells)
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> pd.DataFrame:
         """SQL over the sweep's tables, each with the column ``trial``:
@@ -101,15 +106,7 @@ def trial_means(out: str | Results, name: str = "", *, images: Literal["own", "c
     is defined), images (with a defined value), undefined (images without one).
     """
     results = out if isinstance(out, Results) else open_results(out, name)
-    wanted = {
-        "own": "WHERE correct",
-        "common": "JOIN trials USING (trial) JOIN common USING (backbone, protocol, image)",
-    }
-    return results.query(f"""
-        SELECT trial, protocol, method, metric, facet, direction,
-               favg(value) AS mean, count(value) AS images, count(*) - count(value) AS undefined
-        FROM scored {wanted[images]}
-        GROUP BY ALL ORDER BY trial, protocol, method, metric""")
+    return means.of_trials(results, results.query("FROM common") if images == "common" else None)
 
 
 def accuracies(results: Results) -> pd.DataFrame:
@@ -171,8 +168,7 @@ def open_results(out: str, name: str) -> Results:
     """Open the sweep *name* below *out* (a folder or an fsspec URI). Raises InputError where there is none."""
     store, plan, records = _read(out, name)
     trials, cells = tables.of_trials(records, plan["trials"]), tables.of_cells(plan)
-    connection = tables.connect(store, plan, records, trials, cells)
-    return Results(store, plan, records, trials, cells, connection)
+    return Results(store, plan, records, trials, cells)
 
 
 def _read(out: str, name: str) -> tuple[Store, dict[str, Any], dict[str, dict[str, Any]]]:
@@ -183,5 +179,4 @@ def _read(out: str, name: str) -> tuple[Store, dict[str, Any], dict[str, dict[st
         raise InputError(
             f"{store.root}: holds no sweep (plan.json is missing); give --out and --name of a finished run"
         )
-    found = {trial: store.record(trial) for trial in plan["trials"]}
-    return store, plan, {trial: record for trial, record in found.items() if record is not None}
+    return store, plan, store.records(plan["trials"])
