@@ -87,9 +87,11 @@ def retried(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def once(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """``operation(*args, **kwargs)``, an object store's errors that are no OSError raised as StorageError."""
+    """``operation(*args, **kwargs)``; StorageError for want of permission, or an object store's error of its own."""
     try:
         return operation(*args, **kwargs)
+    except PermissionError as error:
+        raise StorageError(reason(error)) from error
     except OSError:
         raise
     except _foreign() as error:
@@ -221,7 +223,19 @@ class Patient(fsspec.AbstractFileSystem):
         retried(self.fs.rm_file, path)
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
-        retried(self.fs.rm, path, recursive=recursive, maxdepth=maxdepth)
+        attempts = 0
+
+        def remove() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                self.fs.rm(path, recursive=recursive, maxdepth=maxdepth)
+            except FileNotFoundError:
+                if attempts == 1:
+                    raise
+                # The attempt before had removed it, and its answer was lost.
+
+        retried(remove)
 
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
         retried(self.fs.cp_file, path1, path2, **kwargs)
