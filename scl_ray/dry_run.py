@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from scl_ray import backbones, datasets, objectives, plan
+from scl_ray import backbones, datasets, hand_off, objectives, plan
 from scl_ray.config import Cell, InputError, Sweep, Trial
 from scl_ray.store import open_store
 
@@ -50,7 +50,7 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
         size, classes = sweep.dataset.image_size or info.image_size, info.classes
         train_images = round(info.train_images * (1 - sweep.dataset.validation))
         images = plan.images_of(sweep, info.test_images)
-        step = plan.shard_images(images, len(trials), slots)
+        step = hand_off.shard_images(images, len(trials), slots)
         cuts = [min(step, images - first) for first in range(0, images, step)]
         todo = _Todo(trials, [(trial.backbone, count, tuple(cells)) for trial in trials for count in cuts])
     else:

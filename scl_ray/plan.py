@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from scl_ray.config import Cell, Evaluation, InputError, Slot, Sweep, Trial
 from scl_ray.given.config import Comparison, Network
+from scl_ray.hand_off import shard_images
 from scl_ray.store import SCHEMA, Shard, Store, Versioned
 
 if TYPE_CHECKING:
     from scl_ray.datasets import Dataset
 
 SAMPLE = 16  # the first ranks, whose images, maps and curves are kept for the report
-GRANULE = 64  # shards are cut on multiples of it
 
 
 T = TypeVar("T", bound=Trial | Network)  # what is planned: a point of a sweep's grid, or a given network
@@ -183,15 +183,6 @@ def images_of(sweep: Sweep | Comparison, available: int) -> int:
 def readouts(kind: str, evaluation: Evaluation) -> list[str]:
     """The read-outs whose predictions are kept: one of this *kind* for each protocol that is evaluated."""
     return [kind if protocol == "corrected" else f"{kind}_published" for protocol in evaluation.protocol]
-
-
-def shard_images(images: int, trials: int, slots: int) -> int:
-    """How many images a shard holds: few enough that every slot has some of the last trials' work.
-
-    A multiple of `GRANULE`, at most 1,024, so that a lost shard costs little.
-    """
-    per_slot = images * min(trials, 2) / (4 * slots)
-    return min(1024, max(1, round(per_slot / GRANULE)) * GRANULE)
 
 
 def _reading(metric: str) -> dict[str, str]:

@@ -5,9 +5,10 @@ import random
 from collections import Counter
 
 import pytest
+from benchmarks.scale.simulation import Cluster, Conditions, Trial, lower_bound
 
 from scl_ray.cluster.permits import Permits
-from scl_ray.hand_off import Request, next_up
+from scl_ray.hand_off import HandOff, Request, next_up
 
 
 def requests(*asked: tuple[str, int]) -> list[Request]:
@@ -16,88 +17,68 @@ def requests(*asked: tuple[str, int]) -> list[Request]:
 
 def test_as_much_is_given_as_the_cluster_runs_and_one_more():
     waiting = requests(*[("evaluate", 1)] * 9)
-    assert next_up(waiting, [], False, {"train": 2, "evaluate": 4}) == waiting[:5]
-    given = requests(("train", 1), ("evaluate", 1), ("evaluate", 1))
-    assert next_up(waiting, given, False, {"train": 2, "evaluate": 4}) == waiting[:1]
-    assert next_up(waiting, [*given, given[0]], False, {"train": 2, "evaluate": 4}) == []
+    assert next_up(waiting, {}, False, {"train": 2, "evaluate": 4}) == waiting[:5]
+    assert next_up(waiting, {"train": 1, "evaluate": 2}, False, {"train": 2, "evaluate": 4}) == waiting[:1]
+    assert next_up(waiting, {"train": 2, "evaluate": 2}, False, {"train": 2, "evaluate": 4}) == []
+
+
+def test_a_cluster_without_slots_is_asked_for_one():
+    """For it to grow; and no more, since what it will have is not known."""
+    waiting = requests(*[("train", 1)] * 9)
+    given = next_up(waiting, {}, False, {"train": 0, "evaluate": 0})
+    assert given == waiting[:2]
+    assert next_up(waiting[2:], {"train": 2}, False, {"train": 0, "evaluate": 0}) == []
 
 
 def test_a_group_is_given_before_all_single_tasks_and_alone():
-    single, group, other = requests(("train", 1), ("train", 3), ("train", 2))
-    assert next_up([single, group, other], [], False, {"train": 4, "evaluate": 4}) == [group]
+    group, other, single = requests(("train", 3), ("train", 2), ("train", 1))
+    assert next_up([group, other, single], {}, False, {"train": 4, "evaluate": 4}) == [group]
     # Also to a cluster that is full: its slots become free, since nothing else is given.
-    assert next_up([single, group], [single] * 9, False, {"train": 4, "evaluate": 4}) == [group]
+    assert next_up([group, single], {"train": 9}, False, {"train": 4, "evaluate": 4}) == [group]
+    # However early others have asked.
+    desk = HandOff({"train": 2, "evaluate": 2})
+    *first, waits, pair = requests(*[("train", 1)] * 4, ("train", 2))
+    assert [desk.ask(request) for request in (*first, waits, pair)] == [[each] for each in first] + [[], [pair]]
+    assert desk.drop([each.key for each in first]) == []
+    assert desk.placed(pair.key) == [waits]
 
 
 def test_nothing_is_given_while_a_group_waits_for_its_slots():
-    group, *waiting = requests(("train", 2), ("evaluate", 1), ("train", 1), ("train", 2))
-    assert next_up(waiting, [group], True, {"train": 4, "evaluate": 4}) == []
-    assert next_up(waiting, [group], False, {"train": 4, "evaluate": 4}) == waiting[2:]
+    waiting = requests(("train", 2), ("evaluate", 1), ("train", 1))
+    assert next_up(waiting, {"train": 2}, True, {"train": 4, "evaluate": 4}) == []
+    assert next_up(waiting, {"train": 2}, False, {"train": 4, "evaluate": 4}) == waiting[:1]
     # A group that has its slots leaves room for what fits beside it.
-    assert next_up(waiting[:1], [group], False, {"train": 4, "evaluate": 4}) == waiting[:1]
+    assert next_up(waiting[1:2], {"train": 2}, False, {"train": 4, "evaluate": 4}) == waiting[1:2]
+
+
+def test_a_group_that_the_cluster_has_become_too_small_for_holds_nothing_up():
+    desk = HandOff({"train": 4, "evaluate": 4})
+    large, small, single, other = requests(("train", 4), ("train", 2), ("train", 1), ("train", 1))
+    assert desk.ask(large) == [large]
+    assert desk.ask(single) == []
+    assert desk.resize({"train": 3, "evaluate": 3}) == [single]
+    assert desk.ask(small) == [small]
+    assert desk.placed(small.key) == []
+    # The cluster has grown again, and its slots are kept for the large one.
+    assert desk.resize({"train": 4, "evaluate": 4}) == desk.drop([single.key]) == desk.ask(other) == []
+    assert desk.drop([small.key]) == []
+    assert desk.placed(large.key) == [other]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_sweep_ends_on_a_simulated_cluster(seed):
-    """Coordinators that train, in groups or alone, and then evaluate; tasks take random times; some coordinators are
-    lost in between and start anew. The cluster places tasks first come, first served, groups as a whole."""
+    """Trials of one worker and of several, on nodes that are taken away every few seconds with their coordinators.
+    The simulation itself checks that nothing is given while a group waits, and that work does not wait for ever."""
     rng = random.Random(seed)
     slots = rng.randint(1, 5)
-    capacity = {"train": slots, "evaluate": slots}
-    todo = [
-        [("train", rng.choice([1, 1, rng.randint(1, slots)])), *[("evaluate", 1)] * rng.randint(0, 6)]
-        for _ in range(rng.randint(1, 12))
-    ]
-    seats: dict[int, None] = {}  # coordinators at work: a few more than slots, as Tune allows
-    waiting: list[Request] = []
-    queue: list[Request] = []  # what Ray has and has not placed
-    running: dict[Request, int] = {}  # ends at
-    free, number, idle = slots, 0, 0
-
-    def drop(trial: str) -> None:
-        nonlocal free
-        waiting[:] = [r for r in waiting if r.trial != trial]
-        queue[:] = [r for r in queue if r.trial != trial]
-        for request in [r for r in running if r.trial == trial]:
-            free += request.slots
-            del running[request]
-
-    for now in range(10_000):
-        for index, work in enumerate(todo):
-            if work and len(seats) <= slots:
-                seats.setdefault(index)
-        for index in seats:
-            busy = {r.trial for r in [*waiting, *queue, *running]}
-            if f"{index}" not in busy:
-                waiting.append(Request(f"{number}", f"{index}", *todo[index][0]))
-                number += 1
-        if seats and rng.random() < 0.02:
-            drop(str(rng.choice(list(seats))))  # it asks again for the same work
-        placing = any(r.is_group for r in queue)
-        for request in next_up(waiting, [*queue, *running], placing, capacity):
-            # While a group waits for its slots, nothing else is given.
-            assert not any(r.is_group for r in queue)
-            waiting.remove(request)
-            queue.append(request)
-        assert sum(r.slots for r in queue if not r.is_group) <= slots + 1
-        for request in list(queue):
-            if request.slots <= free:
-                queue.remove(request)
-                running[request] = now + rng.randint(1, 9)
-                free -= request.slots
-        for request in [r for r, end in running.items() if end <= now]:
-            del running[request]
-            free += request.slots
-            index = int(request.trial)
-            todo[index].pop(0)
-            if not todo[index]:
-                del seats[index]
-        assert 0 <= free <= slots
-        idle = 0 if running else idle + 1
-        assert idle < 3, "work waits and nothing runs"
-        if not any(todo):
-            return
-    raise AssertionError("the sweep did not end")
+    trials = [
+        Trial(f"{number}", rng.uniform(0.1, 2), rng.randint(1, 5), tuple(rng.choices(range(1, 9), k=rng.randint(0, 6))),
+              cost=rng.random(), workers=rng.choice([1, 1, rng.randint(1, slots)]))
+        for number in range(rng.randint(1, 12))
+    ]  # fmt: skip
+    often = Conditions(slots, 1, preempted_an_hour=60, replaced_after=5, noticed_after=1)
+    outcome = Cluster(trials, often, seed).run()
+    assert outcome.makespan >= lower_bound(trials, slots)
 
 
 def test_permits_follow_the_hand_off():
@@ -144,6 +125,6 @@ def test_what_a_lost_coordinator_waited_for_is_not_given():
         await permits.forget("lost")
         await asyncio.gather(*held)
         await permits.acquire("new", "lost", "train")
-        return Counter(request.key for request in permits.given.values())
+        return Counter(request.key for request in permits.desk.given.values())
 
     assert asyncio.run(story()) == {"new": 1}

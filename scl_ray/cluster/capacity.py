@@ -16,10 +16,9 @@ from ray.tune.search import BasicVariantGenerator
 from scl_ray.cluster.connection import slots_on
 from scl_ray.cluster.failures import is_of_a_node
 from scl_ray.cluster.progress import Progress
-from scl_ray.hand_off import Kind
+from scl_ray.hand_off import EXTRA_COORDINATORS, Kind
 
 LOOK_EVERY = 2.0  # seconds between two looks at the nodes
-EXTRA_COORDINATORS = 1  # so that the next trial's training waits in the queue when a slot becomes free
 
 
 class Trials(BasicVariantGenerator):

@@ -1,4 +1,4 @@
-"""Permits to give work to the cluster: one actor hands them to the coordinators as `hand_off.next_up` decides.
+"""Permits to give work to the cluster: one actor hands them to the coordinators as `hand_off.HandOff` decides.
 
 The actor knows of the work what the coordinators tell it. Should it be lost, it starts again and knows nothing of what
 was given before: then the cluster may for a while have more than it can run at once, which delays a group and loses
@@ -17,7 +17,7 @@ from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from scl_ray.hand_off import Kind, Request, next_up
+from scl_ray.hand_off import HandOff, Kind, Request
 
 ORPHANS_EVERY = 5.0  # seconds between two looks for slots that a lost coordinator's group still has
 
@@ -26,26 +26,25 @@ class Permits:
     """Who has work asks, waits until it may be given to the cluster, and says when it has ended."""
 
     def __init__(self, capacity: Mapping[Kind, int]) -> None:
-        self.capacity = capacity
-        self.waiting: dict[str, tuple[Request, asyncio.Future[None]]] = {}
-        self.given: dict[str, Request] = {}
-        self.placing: str | None = None
+        self.desk = HandOff(capacity)
+        self.waiting: dict[str, asyncio.Future[None]] = {}
         self.looking: asyncio.Task[None] | None = None
 
     async def acquire(self, key: str, trial: str, kind: Kind, slots: int = 1) -> None:
         """Return when the work *key* may be given to the cluster; a group says `placed` when it has its slots."""
         if slots > 1 and self.looking is None:
             self.looking = asyncio.create_task(_look_for_orphans())
-        allowed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting[key] = Request(key, trial, kind, slots), allowed
-        self._hand_out()
+        allowed = self.waiting[key] = asyncio.get_running_loop().create_future()
+        self._permit(self.desk.ask(Request(key, trial, kind, slots)))
         await allowed
+
+    async def resize(self, capacity: Mapping[Kind, int]) -> None:
+        """The cluster has grown or shrunk."""
+        self._permit(self.desk.resize(capacity))
 
     async def placed(self, key: str) -> None:
         """The group *key* has all its slots."""
-        if self.placing == key:
-            self.placing = None
-            self._hand_out()
+        self._permit(self.desk.placed(key))
 
     async def release(self, key: str) -> None:
         """The work *key* has ended, in whatever way."""
@@ -53,26 +52,17 @@ class Permits:
 
     async def forget(self, trial: str) -> None:
         """Nobody cares any more for the work of *trial*: it is over, or its coordinator was lost and starts anew."""
-        requests = [*self.given.values(), *(request for request, _ in self.waiting.values())]
-        self._drop([request.key for request in requests if request.trial == trial])
+        self._drop(self.desk.keys(trial))
 
     def _drop(self, keys: list[str]) -> None:
         for key in keys:
-            self.given.pop(key, None)
             if key in self.waiting:
-                self.waiting.pop(key)[1].set_result(None)
-            if self.placing == key:
-                self.placing = None
-        self._hand_out()
+                self.waiting.pop(key).set_result(None)
+        self._permit(self.desk.drop(keys))
 
-    def _hand_out(self) -> None:
-        waiting, given = [request for request, _ in self.waiting.values()], list(self.given.values())
-        for request in next_up(waiting, given, self.placing is not None, self.capacity):
-            _, allowed = self.waiting.pop(request.key)
-            self.given[request.key] = request
-            if request.is_group:
-                self.placing = request.key
-            allowed.set_result(None)
+    def _permit(self, given: list[Request]) -> None:
+        for request in given:
+            self.waiting.pop(request.key).set_result(None)
 
 
 def start(capacity: Mapping[Kind, int]) -> Any:

@@ -1,0 +1,188 @@
+"""Measures what a sweep costs beside its work: the driver's time for each trial and shard, and its memory.
+
+python tests/benchmarks/scale/driver.py > tests/benchmarks/scale/figures/driver.json
+
+Everything runs as it is, Tune, coordinators, permits, store, MLflow and report, on a real cluster of this machine; only
+what a slot would compute is replaced: training waits for a second, and a shard writes whole parts of made-up scores.
+Each size is a process of its own, of which this tells CPU seconds (all its threads) and resident memory. What a trial
+costs is told from what a shard costs by a second run whose trials have many more shards.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# Before anything imports Ray.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+
+from scl_ray import config, plan, session
+from scl_ray.cluster import coordinator, driver
+from scl_ray.cluster.connection import ray
+from scl_ray.config import Cell
+from scl_ray.store import Shard, Store, evaluation
+
+DEMO = Path(__file__).parents[3] / "sweeps/demo.yaml"
+SIZES = ((4, 250, 4), (4, 1000, 4), (4, 2000, 4), (8, 250, 4), (8, 1000, 4), (8, 2000, 4), (8, 250, 24))
+TRAINING = 1.0  # seconds
+LOOK_EVERY = 1.0  # seconds between two looks at the driver's memory
+
+
+def settings(trials: int, shards: int) -> list[str]:
+    images = shards * plan.GRANULE
+    return [
+        "grid.objective=cross_entropy", f"grid.seed={list(range(trials))}", "training.epochs=1",
+        f"evaluation.images={images}", "evaluation.methods=grad_cam", "evaluation.metrics=[complexity, sparseness]",
+    ]  # fmt: skip
+
+
+def train(
+    store: Store, trial_id: str, trial: config.Trial, about: Mapping[str, Any], **_: Any
+) -> Iterator[dict[str, Any]]:
+    """As `tasks.train`, of a training that takes a second and computes nothing."""
+    yield {}
+    yield {"earlier": []}
+    time.sleep(TRAINING)
+    epoch = {"epoch": 1, "loss": 1.0, "seconds": TRAINING, "images_per_second": 1000.0}
+    yield epoch
+    store.write_checkpoint(trial_id, {"weights.safetensors": bytes(1000), "checkpoint.json": b"{}"})
+    store.write_record(trial_id, {
+        **about, "status": "trained", "checkpoint": f"checkpoints/{trial_id}", "epochs": [epoch], "seconds": TRAINING,
+        "readouts": dict.fromkeys(("corrected", "published"), trial.readout),
+        "metrics": {f"accuracy/{trial.readout}": 0.9}, "workers": 1, "host": "here", "device": "none",
+        "finished": time.strftime("%FT%TZ", time.gmtime()), "versions": {},
+    })  # fmt: skip
+    yield {"slot_seconds": TRAINING}
+
+
+def evaluate(store: Store, trial_id: str, shard: Shard, *_: Any, **__: Any) -> dict[str, Any]:
+    """As `tasks.evaluate`, of scores that are made up."""
+    started = time.perf_counter()
+    images = np.arange(shard.first, shard.last + 1, dtype=np.int32)
+    for readout in shard.readouts:
+        store.write_part("predictions", trial_id, readout, shard.first, shard.last, pa.table({
+            "image": images, "label": images % 10, "prediction": images % 10,
+            "confidence": np.full(len(images), 0.9, np.float32),
+        }))  # fmt: skip
+    values = np.random.default_rng(int(trial_id, 16)).random(len(images) * len(shard.cells), np.float32)
+    cells: list[Cell] = [v.cell for v in shard.cells for _ in images]
+    store.write_part("scores", trial_id, evaluation(shard.cells), shard.first, shard.last, pa.table({
+        "image": np.tile(images, len(shard.cells)),
+        "method": pa.array([cell.method for cell in cells]).dictionary_encode(),
+        "metric": pa.array([cell.metric for cell in cells]).dictionary_encode(),
+        "value": values,
+    }), shard.cells)  # fmt: skip
+    return {"slot_seconds": time.perf_counter() - started, "node": "here"}
+
+
+def coordinate(trial: Mapping[str, str], **arguments: Any) -> None:
+    """The coordinator as it is, in whose process the two tasks are replaced."""
+    vars(coordinator).update(_train=ray.remote(train), _evaluate=ray.remote(evaluate))
+    coordinator.coordinate(trial, **arguments)
+
+
+class Clock:
+    """CPU seconds, and seconds, of the functions that a run passes through."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, float]] = {}
+
+    def of(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            started, cpu = time.perf_counter(), _cpu()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.found[name] = {"cpu_s": _cpu() - cpu, "wall_s": time.perf_counter() - started}
+
+        return timed
+
+
+def one(slots: int, trials: int, shards: int) -> dict[str, Any]:
+    """Run one sweep in this process, on a cluster of *slots* CPUs."""
+    clock, memory = Clock(), [_memory()]
+    patches: Any = [(driver, "coordinate", coordinate), (plan, "make", clock.of("plan", plan.make)),
+                    (driver, "_run_trials", clock.of("run", driver._run_trials)),
+                    (session, "finish", clock.of("finish", session.finish))]  # fmt: skip
+    for module, name, changed in patches:
+        setattr(module, name, changed)
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(LOOK_EVERY):
+            memory.append(_memory())
+
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "num_cpus": slots})
+    watching = threading.Thread(target=look)
+    watching.start()
+    try:
+        with tempfile.TemporaryDirectory() as out:
+            sweep = config.load(DEMO, settings(trials, shards))
+            code = driver.run(sweep, out, cluster.address, Console(file=sys.stderr, width=110))
+            assert code == 0
+            assert len(list(Path(out).glob("demo/scores/*/*.parquet"))) == trials * shards
+    finally:
+        stop.set()
+        watching.join()
+        cluster.shutdown()
+    quarters = [memory[round(share * (len(memory) - 1))] for share in (0.25, 0.5, 0.75, 1)]
+    return {
+        "slots": slots, "trials": trials, "shards": shards,
+        "phases": clock.found,
+        "memory_mb": {"at_quarters": quarters, "most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024},
+    }  # fmt: skip
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _memory() -> float:
+    """Resident megabytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=[",".join(map(str, size)) for size in SIZES],
+                        help="slots,trials,shards of each run (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one(*map(int, options.one.split(",")))))
+        return
+    runs = []
+    for size in options.sizes:
+        done = subprocess.run([sys.executable, __file__, "--one", size], check=True, stdout=subprocess.PIPE, text=True)
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    print(json.dumps({
+        "command": " ".join(["python", "tests/benchmarks/scale/driver.py", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("ray", "mlflow", "pyarrow")},
+        "date": time.strftime("%F"),
+        "runs": runs,
+    }, indent=2))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
