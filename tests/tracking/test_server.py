@@ -1,14 +1,9 @@
 """A real MLflow server: what it holds, what it answers to, and that its absence costs only time."""
 
-import os
 import re
-import signal
 import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -24,60 +19,17 @@ from tracking.logged import (
     TRAINED,
     TRIPLET,
     Stored,
-    free_port,
     record,
     scores,
     write_store,
 )
+from tracking.served import Server, wait
 
 from scl_ray import tracker, tracking
 from scl_ray.config import InputError
 from scl_ray.store import open_store
 from scl_ray.tracker import Tracker
 from scl_ray.tracking import connection
-
-
-def wait(condition: Callable[[], Any], seconds: float = 180.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)
-
-
-class Server:
-    """MLflow's server as `ui_command` starts it. It can be killed and started again."""
-
-    def __init__(self, command: str, folder: Path) -> None:
-        port = free_port()
-        self.command, self.folder, self.address = f"{command} --port {port}", folder, f"http://127.0.0.1:{port}"
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            self.command,
-            shell=True,
-            start_new_session=True,
-            cwd=self.folder,  # artifacts sent to the server lie below it
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait(self.answers)
-
-    def answers(self) -> bool:
-        assert self.process.poll() is None, "the server has ended"
-        try:
-            return requests.get(f"{self.address}/health", timeout=60).ok
-        except requests.ConnectionError:
-            return False
-
-    def rest(self, method: str, path: str, **options: Any) -> Any:
-        answer = requests.request(method, f"{self.address}/api/2.0/mlflow/{path}", timeout=60, **options)
-        answer.raise_for_status()
-        return answer.json()
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +40,7 @@ def server(out: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         patch.chdir(folder)  # the command is for the folder where it was asked for
         server = Server(tracking.ui_command(out), folder)
     try:
+        server.start()
         yield server
     finally:
         server.kill()
