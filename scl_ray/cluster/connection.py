@@ -57,19 +57,19 @@ def resolve(address: str) -> str:
     try:
         # Ray has no public call that says which cluster `auto` means without also connecting to it.
         found = canonicalize_bootstrap_address_or_die(address)
-        host, _, port = found.rpartition(":")
-        answers = _speaks_http2(host.strip("[]"), int(port))
+        is_there = answers(found)
     except (ConnectionError, ValueError, OSError) as error:
         raise InputError(f"--address {address}: no Ray cluster was found; {start}") from error
-    if not answers:
+    if not is_there:
         raise InputError(f"--address {address}: no Ray cluster answers at {found}; {start}")
     return found
 
 
-def _speaks_http2(host: str, port: int) -> bool:
-    """Whether a gRPC server, as a Ray head is, listens there: it answers the HTTP/2 preface with a SETTINGS frame."""
+def answers(address: str) -> bool:
+    """Whether a gRPC server, as a Ray head is, listens at ``host:port``: it answers HTTP/2's preface with SETTINGS."""
+    host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, port), timeout=ANSWER_WITHIN) as connection:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_WITHIN) as connection:
             connection.settimeout(ANSWER_WITHIN)
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
             head = connection.recv(9)

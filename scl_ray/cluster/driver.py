@@ -28,6 +28,7 @@ from rich.console import Console
 
 from scl_ray import cancelling, datasets, interruption, lock, plugins, session, tracking
 from scl_ray import plan as planning
+from scl_ray.cluster import head
 from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
 from scl_ray.config import EarlyStopping, InputError, Sweep, Trial
@@ -103,6 +104,8 @@ class Ended(NamedTuple):
 def _connect(stack: contextlib.ExitStack, address: str | None) -> None:
     with interruption.kept():
         stack.enter_context(connection.connected(address))
+    if address is not None:
+        stack.enter_context(head.watched())
 
 
 def _run_trials(
