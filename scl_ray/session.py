@@ -16,8 +16,10 @@ from rich.console import Console
 from scl_ray import plan as planning
 from scl_ray import report, tracking
 from scl_ray.config import InputError
+from scl_ray.mending import SAMPLE_IMAGES
 from scl_ray.plan import Plan
 from scl_ray.results import Results, missing, open_results, trial_means
+from scl_ray.storage import StorageError
 from scl_ray.store import Store
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def check_writable(store: Store, out: str) -> None:
     """Raise InputError unless results can be written below *out*."""
     probe = f".probe-{uuid.uuid4().hex}"
     try:
-        store.write(probe, b"")
+        store.write(probe, bytes(2**16))  # on a full disk an empty file could be written
         store.remove(probe)
     except Exception as error:  # every remote filesystem raises errors of its own
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -51,13 +53,13 @@ def write_plan(store: Store, plan: Plan, dataset: "Dataset") -> None:
     """Write what this run covers, unless it is all done and the same as the last run's."""
     resolved = yaml.safe_dump(plan.sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
     is_same = store.read("sweep.yaml") == resolved and store.read_json("plan.json") == plan.record()
-    if is_same and not plan.work:
+    if is_same and not plan.work and store.fs.exists(store.path(SAMPLE_IMAGES)):
         return
     # First of all: an older report must not pass for this run's, should the run end before its own is written.
     store.remove("report/index.html")
     store.write("sweep.yaml", resolved)
     store.write_json("plan.json", plan.record())
-    store.write_table("samples/images.parquet", _sample_images(plan, dataset))
+    store.write_table(SAMPLE_IMAGES, _sample_images(plan, dataset))
 
 
 def _sample_images(plan: Plan, dataset: "Dataset") -> pa.Table:
@@ -100,18 +102,24 @@ def finish(
     failures: trial to reason. is_logged: whether MLflow has kept up so far; when it has not, it is not asked again.
     retries: trial and reason of each piece of work that was lost and started again.
     """
-    for trial_id in plan.trials.keys() - failures.keys():
-        store.remove_superseded(trial_id, plan.cells)
+    unwritten = None
+    try:
+        for trial_id in plan.trials.keys() - failures.keys():
+            store.remove_superseded(trial_id, plan.cells)
+        if not store.fs.exists(store.path("report/index.html")):
+            report.build(out, plan.sweep.name)
+    except StorageError as error:
+        unwritten = error
     results = open_results(out, plan.sweep.name)
-    if not store.fs.exists(store.path("report/index.html")):
-        report.build(out, plan.sweep.name)
     if is_logged:
         is_logged = _log(plan, results, out, uri, failures, console)
     stopped = {trial: record["reason"] for trial, record in results.records.items() if record["status"] == "stopped"}
     _summarise(plan, out, uri, stopped, failures, retries, console)
     if not is_logged:
         console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
-    return 1 if failures else 0
+    if unwritten is not None:
+        console.print(f"failed  the report: {unwritten}", style="red")
+    return 1 if failures or unwritten is not None else 0
 
 
 def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str, str], console: Console) -> bool:

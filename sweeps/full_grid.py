@@ -17,6 +17,7 @@ from rich.console import Console
 
 from scl_ray import config, interruption
 from scl_ray.config import InputError
+from scl_ray.storage import StorageError
 
 HERE = Path(__file__).resolve().parent
 
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         except InputError as error:
             print(f"refused: {error}", file=sys.stderr)
             return 2
+        except StorageError as error:
+            print(f"failed: {error}; the same command continues", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print(interrupted.why, file=sys.stderr)
             return interrupted.code

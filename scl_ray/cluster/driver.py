@@ -26,7 +26,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
-from scl_ray import cancelling, datasets, interruption, lock, plugins, session, tracking
+from scl_ray import cancelling, datasets, interruption, lock, mending, plugins, session, tracking
 from scl_ray import plan as planning
 from scl_ray.cluster import head
 from scl_ray.cluster.coordinator import coordinate
@@ -78,6 +78,8 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
         store.remove_leftovers()
         store.remove(".tune")
         plan = planning.make(sweep, dataset, store, slots)
+        if mending.mend(store, plan, console):
+            plan = planning.make(sweep, dataset, store, slots)
         if plan.work:
             planning.check_backbones(plan, sweep.grid.backbone)
         session.write_plan(store, plan, dataset)
