@@ -23,8 +23,8 @@ cut finely enough for the last shards to be shared. How far that goes, tests/ben
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from fractions import Fraction
 from itertools import chain
+from math import prod
 from typing import Literal, NamedTuple
 
 Kind = Literal["train", "evaluate"]
@@ -75,7 +75,9 @@ def next_up(
     """
     if placing:
         return []
-    load = sum((Fraction(slots, max(1, capacity[kind])) for kind, slots in taken.items()), start=Fraction(0))
+    of_kind = {kind: max(1, slots) for kind, slots in capacity.items()}
+    room = prod(of_kind.values())  # in the smallest unit, of which a slot of each kind is a whole number
+    load = sum(slots * room // of_kind[kind] for kind, slots in taken.items())
     chosen = []
     for request in waiting:
         if request.is_group:
@@ -84,10 +86,10 @@ def next_up(
                 continue
             return [request]
         # One more than there is room for, so that a slot that becomes free is taken at once.
-        if load > 1:
+        if load > room:
             break
         chosen.append(request)
-        load += Fraction(1, max(1, capacity[request.kind]))
+        load += room // of_kind[request.kind]
     return chosen
 
 
