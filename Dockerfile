@@ -1,21 +1,13 @@
 # One image for every part: Ray's head and its workers, the driver of a sweep, and MLflow's server.
 
-FROM python:3.11-slim-bookworm AS requirements
-COPY pyproject.toml .
-# Only what is asked for, so that the layer below stays when anything else in the file changes. OpenCV is the build
-# without windows, for which there are no libraries here.
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['server'], 'opencv-python-headless', sep='\n')" > requirements.txt \
-    && echo 'opencv-python ; sys_platform == "none"' > overrides.txt
-
 FROM python:3.11-slim-bookworm AS dependencies
 RUN pip install --no-cache-dir --disable-pip-version-check uv==0.13.9 \
     && python -m venv --without-pip /opt/venv
 WORKDIR /build
-COPY requirements.lock ./
-COPY --from=requirements requirements.txt overrides.txt ./
-# The lock as constraints: its versions and hashes hold for what is installed, and the tests' tools stay out.
-RUN uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python \
-    --requirements requirements.txt --overrides overrides.txt --constraints requirements.lock
+COPY requirements-server.lock ./
+# The lock is whole, and leaves out OpenCV's build with windows, which a dependency asks for.
+RUN uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python --no-deps --require-hashes \
+    --requirements requirements-server.lock
 
 FROM dependencies AS project
 COPY pyproject.toml README.md LICENSE ./

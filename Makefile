@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep test test-faults lint clean
+.PHONY: sweep test test-faults lint lock clean
 
 sweep: $(READY)
 	$(BIN)/python sweeps/full_grid.py --config sweeps/demo.yaml
@@ -27,6 +27,14 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
+
+# OpenCV's build with windows needs libraries that a server has not.
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+	--python-version 3.11 pyproject.toml
+lock:
+	$(COMPILE) --extra dev --output-file requirements.lock
+	$(COMPILE) --extra server --constraints requirements.lock --output-file requirements-server.lock \
+		--overrides <(echo 'opencv-python ; sys_platform == "none"')
 
 clean:
 	rm -rf $(VENV) build *.egg-info
