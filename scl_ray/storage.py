@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from scl_ray.config import InputError
 
 PATIENCE = 120.0  # seconds for which a storage may be away before what needs it is given up
+FIRST_PATIENCE = 10.0  # and one that has never answered, whose address may be wrong
 WAITS = (0.5, 15.0)  # seconds between two attempts: the first time, and at most
 
 # Errors of the operating system that may be gone the next time.
@@ -70,15 +71,19 @@ def retried(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """``operation(*args, **kwargs)``, which may be done twice; again while it fails with an error that passes, for
     `PATIENCE` seconds, or `FULL_PATIENCE` where there is no room. Each new attempt is logged. Raises StorageError when
     the patience is over."""
+    return _within(PATIENCE, lambda: operation(*args, **kwargs))
+
+
+def _within(seconds: float, operation: Callable[[], T]) -> T:
     started, wait = time.monotonic(), WAITS[0]
     while True:
         try:
-            return once(operation, *args, **kwargs)
+            return once(operation)
         except OSError as error:
             if not passes(error):
                 raise
             pause = wait * random.uniform(0.5, 1.0)  # so that many who were turned down do not come back together
-            patience = FULL_PATIENCE if error.errno in FULL else PATIENCE
+            patience = min(seconds, FULL_PATIENCE) if error.errno in FULL else seconds
             if time.monotonic() + pause > started + patience:
                 raise StorageError(f"{reason(error)}, for {patience:g} s") from error
             _log.warning("storage: %s; trying again in %.1f s", reason(error), pause)
@@ -150,16 +155,32 @@ def give_up(why: str) -> NoReturn:
 
 
 class Patient(fsspec.AbstractFileSystem):
-    """A remote filesystem *fs*, each of whose operations is `retried`. Files are read and written whole."""
+    """A remote filesystem *fs*, each of whose operations is retried. Files are read and written whole.
+
+    *is_known*: whether it has ever answered. Until then there is less patience: its address may be wrong.
+    """
 
     cachable = False
 
-    def __init__(self, fs: fsspec.AbstractFileSystem) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, is_known: bool = False) -> None:
         super().__init__(fs)
-        self.fs = fs
+        self.fs, self.is_known = fs, is_known
         self.protocol = fs.protocol
         if hasattr(fs, "retries"):  # s3fs repeats what its client has repeated
             fs.retries = 1
+
+    def __reduce__(self) -> tuple[type["Patient"], tuple[fsspec.AbstractFileSystem, bool]]:
+        return Patient, (self.fs, self.is_known)
+
+    def _retried(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        patience = PATIENCE if self.is_known else min(PATIENCE, FIRST_PATIENCE)
+        try:
+            result = _within(patience, lambda: operation(*args, **kwargs))
+        except FileNotFoundError:
+            self.is_known = True
+            raise
+        self.is_known = True
+        return result
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Patient) and self.fs == other.fs
@@ -171,7 +192,7 @@ class Patient(fsspec.AbstractFileSystem):
         return self.fs._strip_protocol(path)
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        return retried(self.fs.info, path, **kwargs)
+        return self._retried(self.fs.info, path, **kwargs)
 
     def _type(self, path: str) -> str | None:
         # fsspec's own checks take any error, a lost connection too, for a file that is not there.
@@ -190,14 +211,14 @@ class Patient(fsspec.AbstractFileSystem):
         return self._type(path) == "directory"
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        return retried(self.fs.ls, path, detail=detail, **kwargs)
+        return self._retried(self.fs.ls, path, detail=detail, **kwargs)
 
     def find(self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False,
              **kwargs: Any) -> Any:  # fmt: skip
-        return retried(self.fs.find, path, maxdepth=maxdepth, withdirs=withdirs, detail=detail, **kwargs)
+        return self._retried(self.fs.find, path, maxdepth=maxdepth, withdirs=withdirs, detail=detail, **kwargs)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
-        return retried(self.fs.cat_file, path, start=start, end=end, **kwargs)
+        return self._retried(self.fs.cat_file, path, start=start, end=end, **kwargs)
 
     def cat(self, path: str | Sequence[str], recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """Many files at once: ``{path: bytes}``."""
@@ -205,7 +226,7 @@ class Patient(fsspec.AbstractFileSystem):
             return self.cat_file(path)
         if not path:
             return {}
-        found = retried(self.fs.cat, list(path), on_error="return", **kwargs)
+        found = self._retried(self.fs.cat, list(path), on_error="return", **kwargs)
         for name, data in found.items():
             if isinstance(data, Exception):
                 try:
@@ -217,10 +238,10 @@ class Patient(fsspec.AbstractFileSystem):
         return {name: data for name, data in found.items() if on_error != "omit" or isinstance(data, bytes)}
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
-        retried(self.fs.pipe_file, path, value, mode=mode, **kwargs)
+        self._retried(self.fs.pipe_file, path, value, mode=mode, **kwargs)
 
     def rm_file(self, path: str) -> None:
-        retried(self.fs.rm_file, path)
+        self._retried(self.fs.rm_file, path)
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
         attempts = 0
@@ -235,16 +256,16 @@ class Patient(fsspec.AbstractFileSystem):
                     raise
                 # The attempt before had removed it, and its answer was lost.
 
-        retried(remove)
+        self._retried(remove)
 
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
-        retried(self.fs.cp_file, path1, path2, **kwargs)
+        self._retried(self.fs.cp_file, path1, path2, **kwargs)
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
-        retried(self.fs.mkdir, path, create_parents=create_parents, **kwargs)
+        self._retried(self.fs.mkdir, path, create_parents=create_parents, **kwargs)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        retried(self.fs.makedirs, path, exist_ok=exist_ok)
+        self._retried(self.fs.makedirs, path, exist_ok=exist_ok)
 
     def open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.BytesIO:
         if mode == "rb":

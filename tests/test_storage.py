@@ -119,6 +119,20 @@ def test_a_storage_that_stays_away_is_given_up_in_one_clause(
         fs.cat([f"{root}/one", f"{root}/two"])
 
 
+def test_an_address_that_never_answered_is_given_up_sooner(
+    server: Unsteady, remote: Filesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs, root = remote
+    monkeypatch.setattr(storage, "FIRST_PATIENCE", 0.3)
+    server.away.set()
+    with pytest.raises(storage.StorageError, match=r"for 0\.3 s"):
+        fs.exists(root)
+    server.away.clear()
+    assert not fs.exists(root)
+    assert fs.is_known
+    assert pickle.loads(pickle.dumps(fs)).is_known
+
+
 def test_what_would_fail_again_is_not_tried_again(server: Unsteady, remote: Filesystem) -> None:
     fs, root = remote
     started = time.monotonic()
