@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import ray
-from ray._raylet import GcsClient
+from ray import _raylet
 
 from scl_ray.cluster import connection
 
@@ -52,7 +53,8 @@ def watched() -> Iterator[None]:
 
 def _cluster(address: str) -> str:
     """The identity of the cluster whose head is at *address*; Ray has no public call that tells it."""
-    return str(GcsClient(address=address).cluster_id.hex())
+    untyped: Any = _raylet
+    return str(untyped.GcsClient(address=address).cluster_id.hex())
 
 
 def _end(why: str) -> None:
