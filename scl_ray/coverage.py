@@ -1,5 +1,6 @@
 """Which rows of the store a sweep's plan covers: its cells in their current versions, its images, each row once."""
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
@@ -7,6 +8,7 @@ from itertools import pairwise
 from operator import and_, or_
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 from scl_ray import specs
 from scl_ray.config import Cell
 from scl_ray.sealing import Damaged
-from scl_ray.store import Part, Store, gaps
+from scl_ray.store import KINDS, Part, Store, gaps
 
 Plan = Mapping[str, Any]  # plan.json
 
@@ -102,7 +104,7 @@ def table(store: Store, part: Part, columns: Sequence[str], wanted: ds.Expressio
     try:
         rows = pq.ParquetFile(source, page_checksum_verification=True).read(list(columns), use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
-        raise Damaged(f"{part.path}: is damaged ({error}); run the sweep again, which computes it anew") from error
+        raise Damaged(f"{part.path}: is damaged ({error})") from error
     return rows if wanted is None else rows.filter(wanted)
 
 
@@ -119,7 +121,22 @@ def _any_of(of: Iterable[Cell], keys: Iterable[str]) -> ds.Expression:
 def dataset(store: Store, group: Sequence[Part], columns: Mapping[str, pa.DataType]) -> ds.Dataset:
     """The parts as one Arrow dataset, on whatever filesystem they lie."""
     paths = sorted(part.path for part in group)
-    return ds.dataset(paths, schema=pa.schema(dict(columns)), filesystem=store.fs, format="parquet")
+    verified = ds.ParquetFileFormat(
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
+    return ds.dataset(paths, schema=pa.schema(dict(columns)), filesystem=store.fs, format=verified)
+
+
+@contextlib.contextmanager
+def damage_named(store: Store, plan: Plan) -> Iterator[None]:
+    """Raises Damaged, which names the file, for what reading a damaged part makes Arrow and DuckDB say."""
+    try:
+        yield
+    except (pa.ArrowException, duckdb.InvalidInputException, duckdb.IOException, OSError) as error:
+        for part in (part for trial in plan["trials"] for kind in KINDS for part in store.parts(kind, trial)):
+            if why := store.problem(part.path):
+                raise Damaged(f"{part.path}: {why}") from error
+        raise
 
 
 def rows(
@@ -132,5 +149,6 @@ def rows(
     for group in parts(store, plan, kind, trials).values():
         if covered := cells(store, plan, group[0]):
             selected = _any_of(covered, keys) if wanted is None else _any_of(covered, keys) & wanted
-            tables.append(dataset(store, group, columns).to_table(filter=selected))
+            with damage_named(store, plan):
+                tables.append(dataset(store, group, columns).to_table(filter=selected))
     return tables

@@ -3,6 +3,7 @@
 Only what ``plan.json`` covers is read: its trials, its cells in their current versions, its images.
 """
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +16,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from scl_ray import coverage
+from scl_ray import coverage, sealing
 from scl_ray.config import InputError
 from scl_ray.results import means, tables
 from scl_ray.results.tables import plain
+from scl_ray.sealing import Damaged
 from scl_ray.store import Store, open_store
 
 __all__ = [
@@ -47,7 +49,8 @@ class Results:
     @cached_property
     def connection(self) -> duckdb.DuckDBPyConnection:
         """The tables that `query` names, made when they are first asked for."""
-        return tables.connect(self.store, self.plan, self.records, self.trials, self.cells)
+        with coverage.damage_named(self.store, self.plan):
+            return tables.connect(self.store, self.plan, self.records, self.trials, self.cells)
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> pd.DataFrame:
         """SQL over the sweep's tables, each with the column ``trial``:
@@ -57,7 +60,9 @@ class Results:
         image, label, prediction, confidence, correct. ``scored``: both of these and the cell's facet and direction.
         And ``cells``, a row a method and metric.
         """
-        return self.connection.execute(sql, list(parameters)).df()
+        connection = self.connection
+        with coverage.damage_named(self.store, self.plan):
+            return connection.execute(sql, list(parameters)).df()
 
 
 def load(out: str, name: str, *, protocol: Protocol | None = None) -> pd.DataFrame:
@@ -130,6 +135,8 @@ def sample_images(results: Results) -> dict[int, tuple[int, np.ndarray]]:
     data = results.store.read("samples/images.parquet")
     if data is None:
         return {}
+    if why := sealing.problem(io.BytesIO(data)):
+        raise Damaged(f"{results.store.path('samples/images.parquet')}: {why}")
     rows = pq.read_table(pa.BufferReader(data)).to_pylist()
     return {
         row["image"]: (
