@@ -221,20 +221,18 @@ class Patient(fsspec.AbstractFileSystem):
         return self._retried(self.fs.cat_file, path, start=start, end=end, **kwargs)
 
     def cat(self, path: str | Sequence[str], recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
-        """Many files at once: ``{path: bytes}``."""
+        """Many files at once: ``{path: bytes}``. *on_error* is for those that are not there: ``raise``, ``return`` the
+        error or ``omit``; a storage that is away always raises."""
         if isinstance(path, str):
             return self.cat_file(path)
         if not path:
             return {}
         found = self._retried(self.fs.cat, list(path), on_error="return", **kwargs)
         for name, data in found.items():
-            if isinstance(data, Exception):
-                try:
-                    found[name] = self.cat_file(name)
-                except OSError as error:
-                    if on_error == "raise":
-                        raise
-                    found[name] = error
+            if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                found[name] = self.cat_file(name)
+            elif on_error == "raise" and isinstance(data, FileNotFoundError):
+                raise data
         return {name: data for name, data in found.items() if on_error != "omit" or isinstance(data, bytes)}
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:

@@ -22,6 +22,7 @@ from scl_ray.config import InputError, sentence
 from scl_ray.datasets import DATASETS, INFO
 from scl_ray.given.config import Asked
 from scl_ray.given.run import describe, run
+from scl_ray.storage import StorageError
 
 # What this command shares with sweeps names settings by the configuration's keys, which are flags here.
 _KEYS = re.compile(
@@ -46,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"refused: {_with_flags(str(error))}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"failed: {error}; the same command continues", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from scl_ray.report import build, summary_table
+from scl_ray.storage import StorageError
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Build the report and print the summary. Exit codes: 0 written, 2 bad input, such as the name of no sweep."""
+    """Build the report and print the summary. Exit codes: 0 written, 1 the storage is away, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m scl_ray.report", description=__doc__)
     parser.add_argument("--out", default="runs", help="folder or fsspec URI that holds the sweep (default: runs)")
     parser.add_argument("--name", required=True, help="the sweep's name")
@@ -29,6 +30,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

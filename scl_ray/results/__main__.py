@@ -10,12 +10,13 @@ import pandas as pd
 
 from scl_ray.config import InputError
 from scl_ray.results import Results, open_results
+from scl_ray.storage import StorageError
 
 ROWS = 40  # of a longer table the first and last are printed
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Print what the SQL selects. Exit codes: 0 done, 2 bad input, such as SQL that is none or the name of no sweep."""
+    """Print what the SQL selects. Exit codes: 0 done, 1 the storage is away, 2 bad input, such as SQL that is none."""
     parser = argparse.ArgumentParser(
         prog="python -m scl_ray.results",
         description="SQL (DuckDB's) over a sweep's tables: trials, measures, scores, predictions, scored, cells.",
@@ -30,6 +31,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # whoever reads has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

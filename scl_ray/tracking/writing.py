@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import yaml
 
+from scl_ray.storage import open_filesystem
 from scl_ray.tracking import connection, description, entries, places
 from scl_ray.tracking.connection import TrackingError
 from scl_ray.tracking.entries import Data, Entry, Means, Record
@@ -191,5 +191,5 @@ def _files(folder: str | None) -> dict[str, bytes]:
     """The report's files by their path among the artifacts."""
     if folder is None:
         return {}
-    fs, root = fsspec.core.url_to_fs(folder)
+    fs, root = open_filesystem(folder)
     return {f"report/{PurePosixPath(path).relative_to(root)}": fs.cat_file(path) for path in sorted(fs.find(root))}
