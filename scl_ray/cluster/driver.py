@@ -28,10 +28,11 @@ from rich.console import Console
 
 from scl_ray import cancelling, datasets, interruption, lock, mending, plugins, session, tracking
 from scl_ray import plan as planning
-from scl_ray.cluster import head
+from scl_ray.cluster import capacity, head
 from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
 from scl_ray.config import EarlyStopping, InputError, Sweep, Trial
+from scl_ray.hand_off import Kind
 from scl_ray.plan import Plan
 from scl_ray.store import Store, local_folder, open_store
 from scl_ray.tracker import Tracker
@@ -44,7 +45,6 @@ logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 COORDINATOR_MEMORY = 300 * 2**20
 COORDINATOR_RESTARTS = 2
-EXTRA_COORDINATORS = 1  # so that the next trial's training waits in the queue when a slot becomes free
 
 
 def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
@@ -124,7 +124,11 @@ def _run_trials(
     scratch: dict[str, Any] = {"storage_path": store.path(".tune")}
     if local_folder(out) is None:
         scratch["storage_filesystem"] = pafs.PyFileSystem(pafs.FSSpecHandler(store.fs))
-    desk = permits.start({"train": slots, "evaluate": connection.slots(sweep.resources.evaluate)})
+    options: dict[Kind, dict[str, Any]] = {
+        "train": connection.task_options(sweep.resources.train),
+        "evaluate": connection.task_options(sweep.resources.evaluate),
+    }
+    desk = permits.start(capacity.slots_now(options))
     trainable = tune.with_parameters(
         coordinate,
         plan=plan,
@@ -132,8 +136,8 @@ def _run_trials(
         # In a list, so that coordinators pass the reference on and only tasks fetch the images, once per node.
         dataset=[ray.put(dataset)],
         sources=plugins.bundle(sweep.plugin_names()),
-        train_options=connection.task_options(sweep.resources.train),
-        evaluate_options=connection.task_options(sweep.resources.evaluate),
+        train_options=options["train"],
+        evaluate_options=options["evaluate"],
         memory=sweep.resources.evaluate.memory,
         permits=desk,
         scratch=scratch,
@@ -143,18 +147,19 @@ def _run_trials(
     tracker = Tracker(uri, sweep.name, store, warn=console.print)
     scheduler = _scheduler(sweep.early_stopping, plan, store)
     follow = _Follow(plan, sweep.early_stopping, scheduler, progress, store, tracker, desk)
+    trials = capacity.Trials(slots)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "memory": COORDINATOR_MEMORY}),
         param_space={"trial": tune.grid_search(list(plan.work))},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=slots + EXTRA_COORDINATORS,
+            search_alg=trials,
             scheduler=scheduler,
             # What a stopped trial has begun ends with its coordinator's process.
             reuse_actors=sweep.early_stopping is None,
         ),
         run_config=tune.RunConfig(
             name="tune",
-            callbacks=[follow],
+            callbacks=[follow, capacity.Following(options, trials, desk, progress)],
             failure_config=tune.FailureConfig(max_failures=COORDINATOR_RESTARTS),
             verbose=0,
             **scratch,

@@ -73,7 +73,7 @@ class Progress:
         self.offered += (now - self.offered_until) * self.slots
         waiting = [work.trial.training.workers for trial, work in self.plan.work.items() if self._trains(trial)]
         too_large = [workers for workers in waiting if workers > slots]
-        waits = f"; {len(too_large)} trials wait until there are {min(too_large)}" if too_large else ""
+        waits = f"; trials that wait until there are {min(too_large)}: {len(too_large)}" if too_large else ""
         self._say(f"slots      {slots}, {self.slots} before{waits}", style="yellow" if slots < self.slots else "")
         self.slots, self.offered_until = slots, now
         self.slots_seen.add(slots)

@@ -1,0 +1,73 @@
+"""A cluster that grows and shrinks, as the driver sees it."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from clusters import TINY
+from conftest import DEMO
+from ray import tune
+from rich.console import Console
+
+from scl_ray import config, datasets, plan
+from scl_ray.cluster.capacity import Trials
+from scl_ray.cluster.connection import slots_on
+from scl_ray.cluster.progress import Progress
+from scl_ray.hand_off import Request, next_up
+from scl_ray.store import open_store
+
+
+def test_slots_are_what_each_node_has_room_for() -> None:
+    def node(**resources: float) -> dict[str, Any]:
+        return {"Resources": resources}
+
+    nodes = [node(CPU=4, GPU=1), node(CPU=3), node(memory=1.0)]
+    assert slots_on(nodes, {"num_cpus": 2, "num_gpus": 0}) == 2 + 1
+    assert slots_on(nodes, {"num_cpus": 1, "num_gpus": 0.25}) == 4
+    assert slots_on([], {"num_cpus": 1, "num_gpus": 0}) == 0
+
+
+def test_there_are_as_many_coordinators_as_the_cluster_has_grown_to() -> None:
+    trials = Trials(1)
+    grid = {"trial": tune.grid_search(list(range(9)))}
+    trials.add_configurations(tune.Experiment("sweep", run=lambda config: None, config=grid))
+
+    def started() -> int:
+        count = 0
+        while trials.next_trial() is not None:
+            count += 1
+        return count
+
+    assert started() == 2
+    trials.resize(4)
+    assert started() == 3
+    trials.resize(1)
+    assert started() == 0
+
+
+def test_a_group_for_which_the_cluster_is_too_small_now_lets_others_go_on() -> None:
+    group, single = Request("g", "one", "train", 3), Request("s", "two", "evaluate")
+    room = {"train": 2, "evaluate": 2}
+    assert next_up([group, single], {}, False, room) == [single]
+    assert next_up([group, single], {}, False, {"train": 3, "evaluate": 3}) == [group]
+
+
+def test_the_view_says_how_many_slots_there_are_and_who_waits_for_more(tmp_path: Path) -> None:
+    objectives = "grid.objective=[cross_entropy, {name: supcon, training: {workers: 4}}]"
+    sweep = config.load(DEMO, [*TINY, objectives, "grid.seed=0"])
+    planned = plan.make(sweep, datasets.load(sweep.dataset), open_store(str(tmp_path), "demo"), 4)
+    console = Console(file=io.StringIO(), width=200)
+    with Progress(planned, 4, console) as progress:
+        progress.started -= 10.0  # seconds
+        progress.resize(2)
+        progress.resize(0)
+        assert progress.seconds_left() is None
+        progress.resize(8)
+    progress.seconds = 15.0
+    progress.train_seconds = 40.0
+    said = console.file.getvalue()
+    assert "slots      2, 4 before; trials that wait until there are 4: 1" in said
+    assert "slots      0, 2 before; trials that wait until there are 1: 2" in said
+    assert said.rstrip().endswith("slots      8, 0 before")
+    # Four slots for ten seconds, and eight for five.
+    assert "on 0 to 8 slots: 50% training" in progress.usage()
