@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
 
-from scl_ray import backbones, datasets, hand_off, objectives, plan
+from scl_ray import backbones, cost, datasets, hand_off, plan
 from scl_ray.config import Cell, InputError, Sweep, Trial
 from scl_ray.store import open_store
 
@@ -99,11 +98,10 @@ def _evaluation_passes(todo: _Todo, image_size: int) -> Counter[str]:
 
 
 def _training_passes(todo: _Todo, train_images: int, classes: int) -> Counter[str]:
-    """A training step counts three passes for each view of an image: one forward, and a backward that costs two."""
+    """Forward passes of one image, by backbone."""
     passes: Counter[str] = Counter()
     for trial in todo.train:
-        views = objectives.build(trial.objective, classes).views
-        passes[trial.backbone] += 3 * views * trial.training.epochs * train_images
+        passes[trial.backbone] += cost.training_passes(trial, train_images, classes)
     return passes
 
 
@@ -114,13 +112,11 @@ def _cost(passes: Counter[str], image_size: int) -> tuple[float, float]:
     torch.set_num_threads(1)
     for backbone, count in passes.items():
         network, images = backbones.build(backbone, image_size).eval(), torch.zeros(8, 3, image_size, image_size)
+        operations += count * cost.operations(network, images)
         with torch.no_grad():
-            with FlopCounterMode(display=False) as counter:
-                network(images)
             started = time.perf_counter()
             network(images)
             seconds += count * (time.perf_counter() - started) / len(images)
-        operations += count * counter.get_total_flops() / len(images)
     torch.set_num_threads(threads)
     return seconds, operations
 

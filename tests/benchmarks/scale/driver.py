@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from scl_ray import config, plan, session
+from scl_ray import config, hand_off, plan, session
 from scl_ray.cluster import coordinator, driver
 from scl_ray.cluster.connection import ray
 from scl_ray.config import Cell
@@ -44,7 +44,7 @@ LOOK_EVERY = 1.0  # seconds between two looks at the driver's memory
 
 
 def settings(trials: int, shards: int) -> list[str]:
-    images = shards * plan.GRANULE
+    images = shards * hand_off.GRANULE
     return [
         "grid.objective=cross_entropy", f"grid.seed={list(range(trials))}", "training.epochs=1",
         f"evaluation.images={images}", "evaluation.methods=grad_cam", "evaluation.metrics=[complexity, sparseness]",
