@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from clusters import TINY, cluster, run
 from conftest import DEMO
 
 from scl_ray import config, datasets, plan
-from scl_ray.cluster import driver, tasks
+from scl_ray.cluster import driver, group, tasks
 from scl_ray.config import InputError
 from scl_ray.store import open_store
+from scl_ray.training import Diverged
 
 SMALL = ["dataset.image_size=16", "grid.seed=0"]
 
@@ -122,3 +124,10 @@ def test_groups_that_cannot_be_are_refused() -> None:
         check("training.workers=2", images=99)
     with pytest.raises(InputError, match=r"resources\.train\.gpus: 0\.5 is not enough"):
         check("training.workers=2", "resources.train.gpus=0.5")
+
+
+def test_what_a_worker_did_wrong_by_itself_is_told_from_what_a_lost_one_makes_others_raise() -> None:
+    own: list[Exception] = [ValueError("shapes"), KeyError("name"), Diverged("the loss is not finite")]
+    anybodys: list[Exception] = [RuntimeError("Connection closed by peer"), ConnectionResetError("peer"), MemoryError()]
+    assert all(map(group._is_their_own, own))
+    assert not any(map(group._is_their_own, [*anybodys, ray.exceptions.RayActorError()]))

@@ -2,11 +2,15 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from clusters import cluster
 from undisturbed import assert_same
+
+STEPS = 10  # of an epoch
+CALLS = 6 * 2  # of the metric: in each of six shards for each of two methods
 
 
 def test_training_goes_on_from_its_last_epoch_and_a_shard_alone_is_done_again(
@@ -15,13 +19,21 @@ def test_training_goes_on_from_its_last_epoch_and_a_shard_alone_is_done_again(
     gate.close("training", after=15)  # in the second epoch
     gate.close("shard")
     with cluster(num_cpus=2) as address:
-        command = start("--address", address, "--out", tmp_path / "runs")
+        # With memory enough for a whole shard at once, whatever else the machine does.
+        enough = "--set=resources.evaluate.memory=1"
+        command = start("--address", address, enough, "--out", tmp_path / "runs")
         (training,) = gate.wait("training")
         os.kill(training, signal.SIGKILL)
         gate.open("training")
         (shard, *_) = gate.wait("shard")
+        calls = Counter(gate.calls("shard"))[shard]
         os.kill(shard, signal.SIGKILL)
         gate.open("shard")
         done = command.wait()
     assert done.code == 0, done.out + done.error
     assert_same(tmp_path / "runs", undisturbed)
+    assert "training: its process was killed or crashed (attempt 2 of 3)" in done.out
+    # The second epoch was begun twice, the first one trained once.
+    assert list(Counter(gate.calls("training")).values()) == [16, 3 * STEPS]
+    # What the killed process had begun of its shard was done again, and nothing else.
+    assert len(gate.calls("shard")) == CALLS + (calls - 1) % 2 + 1
