@@ -26,13 +26,13 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
-from scl_ray import cancelling, datasets, interruption, lock, mending, plugins, session, tracking
+from scl_ray import cancelling, cost, datasets, interruption, lock, mending, plugins, session, tracking
 from scl_ray import plan as planning
 from scl_ray.cluster import capacity, head
 from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
 from scl_ray.config import EarlyStopping, InputError, Sweep, Trial
-from scl_ray.hand_off import Kind
+from scl_ray.hand_off import Kind, longest_first
 from scl_ray.plan import Plan
 from scl_ray.store import Store, local_folder, open_store
 from scl_ray.tracker import Tracker
@@ -143,6 +143,7 @@ def _run_trials(
         scratch=scratch,
         stopping=sweep.early_stopping,
     )
+    costs = cost.of_trials(plan, len(dataset.train_labels))
     progress = Progress(plan, slots, console)
     tracker = Tracker(uri, sweep.name, store, warn=console.print)
     scheduler = _scheduler(sweep.early_stopping, plan, store)
@@ -150,7 +151,7 @@ def _run_trials(
     trials = capacity.Trials(slots)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "memory": COORDINATOR_MEMORY}),
-        param_space={"trial": tune.grid_search(list(plan.work))},
+        param_space={"trial": tune.grid_search(longest_first(costs))},
         tune_config=tune.TuneConfig(
             search_alg=trials,
             scheduler=scheduler,
