@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from scl_ray import config, hand_off, plan, session
+from scl_ray import config, plan, session
 from scl_ray.cluster import coordinator, driver
 from scl_ray.cluster.connection import ray
 from scl_ray.config import Cell
@@ -40,14 +40,14 @@ from scl_ray.store import Shard, Store, evaluation
 DEMO = Path(__file__).parents[3] / "sweeps/demo.yaml"
 SIZES = ((4, 250, 4), (4, 1000, 4), (4, 2000, 4), (8, 250, 4), (8, 1000, 4), (8, 2000, 4), (8, 250, 24))
 TRAINING = 1.0  # seconds
+IMAGES = 240
 LOOK_EVERY = 1.0  # seconds between two looks at the driver's memory
 
 
-def settings(trials: int, shards: int) -> list[str]:
-    images = shards * hand_off.GRANULE
+def settings(trials: int) -> list[str]:
     return [
         "grid.objective=cross_entropy", f"grid.seed={list(range(trials))}", "training.epochs=1",
-        f"evaluation.images={images}", "evaluation.methods=grad_cam", "evaluation.metrics=[complexity, sparseness]",
+        f"evaluation.images={IMAGES}", "evaluation.methods=grad_cam", "evaluation.metrics=[complexity, sparseness]",
     ]  # fmt: skip
 
 
@@ -117,9 +117,11 @@ class Clock:
 def one(slots: int, trials: int, shards: int) -> dict[str, Any]:
     """Run one sweep in this process, on a cluster of *slots* CPUs."""
     clock, memory = Clock(), [_memory()]
-    patches: Any = [(driver, "coordinate", coordinate), (plan, "make", clock.of("plan", plan.make)),
-                    (driver, "_run_trials", clock.of("run", driver._run_trials)),
-                    (session, "finish", clock.of("finish", session.finish))]  # fmt: skip
+    patches: Any = [
+        (driver, "coordinate", coordinate), (plan, "shard_images", lambda *_: IMAGES // shards),
+        (plan, "make", clock.of("plan", plan.make)), (driver, "_run_trials", clock.of("run", driver._run_trials)),
+        (session, "finish", clock.of("finish", session.finish)),
+    ]  # fmt: skip
     for module, name, changed in patches:
         setattr(module, name, changed)
     stop = threading.Event()
@@ -135,7 +137,7 @@ def one(slots: int, trials: int, shards: int) -> dict[str, Any]:
     watching.start()
     try:
         with tempfile.TemporaryDirectory() as out:
-            sweep = config.load(DEMO, settings(trials, shards))
+            sweep = config.load(DEMO, settings(trials))
             code = driver.run(sweep, out, cluster.address, Console(file=sys.stderr, width=110))
             assert code == 0
             assert len(list(Path(out).glob("demo/scores/*/*.parquet"))) == trials * shards
