@@ -7,14 +7,15 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import object_store
 import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from scl_ray import lock
+from scl_ray import lock, storage
 from scl_ray.config import InputError
 from scl_ray.store import Store, open_store
 
@@ -151,3 +152,75 @@ def test_in_an_object_store_a_dead_holder_is_taken_over(bucket: str, monkeypatch
     store.write_json(".lock", {"host": "another-host", "pid": 7, "token": "x", "since": "yesterday"})
     with lock.held(store, never):
         assert store.read_json(".lock")["pid"] == os.getpid()
+
+
+def test_what_a_file_server_keeps_of_a_dead_host_binds_nobody(holder: subprocess.Popen, tmp_path: Path) -> None:
+    path = tmp_path / "demo/.lock"
+    path.write_text(json.dumps({"host": "another-host", "pid": 7, "token": "x", "since": "yesterday"}))
+    then = time.time() - lock.LEASE - 1
+    os.utime(path, (then, then))
+    with lock.held(open_store(str(tmp_path), "demo"), never):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        with (
+            pytest.raises(InputError, match=f"process {os.getpid()} on "),
+            lock.held(open_store(str(tmp_path), "demo"), never),
+        ):
+            pass
+    assert holder.poll() is None
+
+
+def test_in_an_object_store_a_process_number_given_anew_holds_nothing(bucket: str) -> None:
+    store = open_store(bucket, "demo")
+    with lock.held(store, never):
+        of_this_process = store.read_json(".lock")
+        assert lock.holder(store) == of_this_process
+    store.write_json(".lock", of_this_process | {"born": of_this_process["born"] - 1, "token": "of one before"})
+    assert lock.holder(store) is None
+    started = time.monotonic()
+    with lock.held(store, never):
+        assert time.monotonic() - started < lock.RENEWAL
+
+
+def test_a_storage_that_is_away_takes_the_lock_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEWAL", 0.1)
+    with object_store.serving() as server:
+        bucket = object_store.new_bucket()
+        store, gone = open_store(bucket, "demo"), []
+        with lock.held(store, never, gone.append):
+            mine = store.read_json(".lock")["token"]
+            # Answers get lost too: a renewal whose answer is, is its holder's all the same.
+            server.start_failing(0.3)
+            server.away.set()
+            _until(lambda: server.refused >= 6)
+            server.away.clear()
+            with (
+                pytest.raises(InputError, match=f"process {os.getpid()} on "),
+                lock.held(open_store(bucket, "demo"), never),
+            ):
+                pass
+            assert store.read_json(".lock")["token"] == mine
+            server.start_failing(0.0)
+            assert not gone
+            monkeypatch.setattr(storage, "PATIENCE", 0.5)
+            server.away.set()
+            _until(lambda: gone)
+        assert len(gone) == 1
+        assert gone[0].startswith(f"{store.root}: ")
+        assert gone[0].endswith("for 0.5 s")
+
+
+def _until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_in_an_object_store_what_another_holder_wrote_stays(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEWAL", 0.1)
+    store, taken = open_store(bucket, "demo"), []
+    with lock.held(store, taken.append):
+        store.write_json(".lock", {"host": "another-host", "pid": 7, "token": "x", "since": "yesterday"})
+        _until(lambda: taken)
+    assert taken == ["process 7 on another-host since yesterday"]
+    assert store.read_json(".lock")["token"] == "x"
