@@ -79,7 +79,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Co
 
 
 class Gate:
-    """Halts the sweep's own objective (``training``, 11 calls an epoch) or metric (``shard``) in whatever process."""
+    """Halts the sweep's own objective (``training``, 10 calls an epoch) or metric (``shard``) in whatever process."""
 
     until = staticmethod(wait_for)  # for whatever else a test waits for
 
