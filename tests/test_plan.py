@@ -1,5 +1,6 @@
 import dataclasses
 
+import pyarrow as pa
 import pytest
 import torch
 from conftest import DEMO
@@ -7,7 +8,7 @@ from torch import nn
 
 from scl_ray import config, plan
 from scl_ray.config import InputError
-from scl_ray.store import open_store
+from scl_ray.store import evaluation, open_store
 
 
 class OneSize(nn.Module):
@@ -79,3 +80,33 @@ def test_every_method_and_metric_suits_a_resnet(planned):
     assert ("edge", "random_logit") in left_out
     assert ("saliency", "pointing_game") in left_out
     assert dataclasses.asdict(found)["images"] == 160
+
+
+def test_a_metric_whose_definition_changes_is_computed_again_and_its_old_values_go(planned, tmp_path, monkeypatch):
+    from scl_ray.metrics import METRICS
+
+    asked = ["evaluation.methods=saliency", "evaluation.metrics=[complexity, sparseness]", "evaluation.images=64"]
+    store, first = open_store(str(tmp_path), "planned"), planned(*asked)
+    (trial,) = first.trials
+
+    def evaluated(shards):
+        for cells, readouts in ((shard.cells, shard.readouts) for shard in shards):
+            rows = [(image, *v.cell, 0.5) for v in cells for image in range(64)]
+            table = pa.table(dict(zip(("image", "method", "metric", "value"), zip(*rows, strict=True), strict=True)))
+            store.write_part("scores", trial, evaluation(cells), 0, 63, table, cells)
+            for readout in readouts:
+                store.write_part("predictions", trial, readout, 0, 63, table.select(["image"]))
+
+    def held():
+        return sorted((*v.cell, v.version) for part in store.parts("scores", trial) for v in store.cells(part))
+
+    evaluated(first.work[trial].shards)
+    assert planned(*asked).work[trial].shards == ()
+    monkeypatch.setitem(METRICS, "complexity", dataclasses.replace(METRICS["complexity"], version=7))
+    second = planned(*asked)
+    (shard,) = second.work[trial].shards
+    assert [(v.cell.metric, v.version) for v in shard.cells] == [("complexity", "1-7")]
+    evaluated([shard])
+    store.remove_superseded(trial, second.cells)
+    assert held() == [("saliency", "complexity", "1-7"), ("saliency", "sparseness", "1-1")]
+    assert planned(*asked).work[trial].shards == ()
