@@ -84,11 +84,13 @@ def unscored(store: Store, plan: Plan, trial: str, readouts: Mapping[str, str]) 
     """The plan's cells with the inclusive ranges of ranks on which the trial lacks their score, or the prediction that
     goes with it. *readouts* are the record's: the explained read-out by protocol."""
     held: dict[Cell | str, list[tuple[int, int]]] = defaultdict(list)
+    wanted = {tuple(cell) for cell in plan["cells"]}
     for part in store.parts("predictions", trial):
         held[part.holds].append((part.first, part.last))
     for part in store.parts("scores", trial):
-        for cell in cells(store, plan, part):
-            held[cell].append((part.first, part.last))
+        for versioned in store.held(part):
+            if (*versioned.cell, versioned.version) in wanted:
+                held[versioned.cell].append((part.first, part.last))
     images = plan["images"]
     for method, metric, _ in plan["cells"]:
         cell = Cell(method, metric)

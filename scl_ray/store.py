@@ -264,13 +264,13 @@ class Store:
         """What is to be computed for a trial: wanted minus held, as ranges cut on multiples of *shard_images*."""
         held: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         for part in self.parts("scores", trial):
-            for versioned in self._held(part):
+            for versioned in self.held(part):
                 held[versioned].append((part.first, part.last))
         for part in self.parts("predictions", trial):
             held[part.holds].append((part.first, part.last))
         if save_maps:
             for part in self.parts("samples", trial):
-                for versioned in self._held(part):
+                for versioned in self.held(part):
                     if versioned in wanted:
                         held["map", versioned.cell.method].append((part.first, part.last))
         # A method's map is the same whichever metric is scored on it: one cell stands for it.
@@ -285,7 +285,7 @@ class Store:
             for (first, last), items in sorted(by_range.items())
         ]  # fmt: skip
 
-    def _held(self, part: Part) -> tuple[Versioned, ...]:
+    def held(self, part: Part) -> tuple[Versioned, ...]:
         """The cells of a part; none where its footer is damaged."""
         try:
             return self.cells(part)
