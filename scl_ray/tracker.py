@@ -10,6 +10,8 @@ from scl_ray.store import Store
 from scl_ray.tracking import Record, TrackingError, log_networks, log_sweep
 
 FLUSH_SECONDS = 2.0  # what happens within this time is written together
+SHARE = 0.01  # of a processor that writing takes at most, while what waits is no more than is written within:
+SHARED_SECONDS = 10.0  # between two writes, at most for the sake of SHARE
 RETRY_SECONDS = 60.0  # the longest pause between two attempts, while MLflow is away or slow
 CLOSE_SECONDS = 60.0  # a network of 100 MB that has been begun gets through a line of 20 Mbit/s meanwhile
 STOP_SECONDS = 1.5  # the same when the sweep is stopped
@@ -55,10 +57,11 @@ class Tracker:
     def _run(self) -> None:
         pause, warned = FLUSH_SECONDS, False
         while not self._closing.wait(pause):
-            start = time.monotonic()
+            start, computed = time.monotonic(), time.thread_time()
             error = self._flush()
             # What it takes is the driver's time too.
-            usual = min(max(FLUSH_SECONDS, 3 * (time.monotonic() - start)), RETRY_SECONDS)
+            spared = min((time.thread_time() - computed) / SHARE, SHARED_SECONDS)
+            usual = min(max(FLUSH_SECONDS, 3 * (time.monotonic() - start), spared), RETRY_SECONDS)
             error = error or self._log_networks()
             pause = min(2 * pause, RETRY_SECONDS) if error else usual
             if error and not warned:

@@ -16,6 +16,7 @@ from scl_ray.tracking import networks
 def test_networks_are_logged_and_let_everything_else_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(tracker, "FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr(tracker, "SHARE", 1.0)
     events: list[str] = []
     warnings: list[str] = []
     log_sweep, log_network = tracking.log_sweep, networks._log
