@@ -52,7 +52,10 @@ class Following(tune.Callback):
         if time.monotonic() - self.looked < LOOK_EVERY:
             return
         self.looked = time.monotonic()
-        slots = slots_now(self.options)
+        try:
+            slots = slots_now(self.options)
+        except ray.exceptions.RayError:  # the head is away; what becomes of that is not decided here
+            return
         # Said each time, since the actor knows only what it was started with should it be lost.
         self.permits.resize.remote(slots)
         if slots["train"] != self.progress.slots:
