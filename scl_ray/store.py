@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
@@ -299,12 +300,18 @@ class Store:
             for part in self.parts(kind, trial):
                 cells = self.cells(part)
                 kept = [v for v in cells if version.get(v.cell, v.version) == v.version]
-                if len(kept) == len(cells):
-                    continue
-                if kept:
-                    table = rows_of(self._table(part), kept)
-                    self.write_part(kind, trial, evaluation(kept), part.first, part.last, table, kept)
-                self.fs.rm_file(part.path)
+                if len(kept) < len(cells):
+                    self.keep(kind, trial, part, kept, part.last)
+
+    def keep(self, kind: str, trial: str, part: Part, cells: Sequence[Versioned], last: int,
+             images: Sequence[int] | None = None) -> None:  # fmt: skip
+        """Have a part hold no more than *cells*, up to the rank *last*; without cells it goes. *images*: those up to
+        *last*, where this is less than the part holds."""
+        if cells:
+            table = rows_of(self._table(part), cells)
+            table = table if images is None else table.filter(pc.field("image").isin(images))
+            self.write_part(kind, trial, evaluation(cells), part.first, last, table, cells)
+        self.fs.rm_file(part.path)
 
     def _table(self, part: Part) -> pa.Table:
         return pq.read_table(pa.BufferReader(self._content(part.path))).drop_columns("trial")
@@ -323,8 +330,13 @@ def local_folder(out: str) -> Path | None:
 
 
 def _parts(names: Iterable[str]) -> list[Part]:
-    found = [(name, _PART.fullmatch(name.rsplit("/", 1)[-1])) for name in sorted(names)]
-    return [Part(name, m["holds"], int(m["first"]), int(m["last"])) for name, m in found if m]
+    return [part for part in map(part_of, sorted(names)) if part is not None]
+
+
+def part_of(path: str) -> Part | None:
+    """The part that *path* names, or None where it is no part's name."""
+    name = _PART.fullmatch(path.rsplit("/", 1)[-1])
+    return Part(path, name["holds"], int(name["first"]), int(name["last"])) if name else None
 
 
 def evaluation(cells: Iterable[Versioned]) -> str:

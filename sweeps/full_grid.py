@@ -3,6 +3,7 @@
     python sweeps/full_grid.py --config sweeps/demo.yaml            # on a local Ray in this process
     python sweeps/full_grid.py --address auto                       # on the cluster this machine belongs to
     python sweeps/full_grid.py --config sweeps/demo.yaml --cancel   # stops it, from another terminal or machine
+    python sweeps/full_grid.py --config sweeps/demo.yaml --prune    # lists what the configuration no longer wants
 
 The same command again continues: what is finished is not computed again. Ctrl-C stops within ten seconds, twice at
 once. Exit code 0: all done; 1: something failed and is named in the summary; 2: the input was refused; 130: stopped by
@@ -48,7 +49,16 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         raise InputError(
             "--cancel: goes with neither --dry-run nor --address; it finds the sweep by --out and its name"
         )
+    if options.prune and (options.dry_run or options.cancel or options.address):
+        raise InputError("--prune: goes with none of --dry-run, --cancel and --address; without --yes it only lists")
+    if options.yes and not options.prune:
+        raise InputError("--yes: only confirms --prune; leave it out")
     sweep = config.load(options.config, options.set, options.name)
+    if options.prune:
+        from scl_ray.pruning import prune
+
+        prune(sweep, options.out, console, remove=options.yes)
+        return 0
     if options.cancel:
         from scl_ray.cancelling import cancel
         from scl_ray.store import open_store
@@ -81,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="override one setting, for example --set training.epochs=3")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how long; write nothing")
     parser.add_argument("--cancel", action="store_true", help="stop the process that runs this sweep, wherever it is")
+    parser.add_argument("--prune", action="store_true",
+                        help="list trials, checkpoints and parts that the configuration no longer wants")  # fmt: skip
+    parser.add_argument("--yes", action="store_true", help="with --prune: remove them")
     return parser
 
 

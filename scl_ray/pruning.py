@@ -1,0 +1,147 @@
+"""What a sweep's configuration no longer wants of its store: trials, cells, read-outs, maps and images.
+
+A file counts only when it is one that a sweep writes; whatever else lies there is left alone, and so are MLflow's runs.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from fsspec.implementations.local import LocalFileSystem
+from rich.console import Console
+from rich.filesize import decimal
+
+from scl_ray import datasets, lock, plan, session
+from scl_ray.config import InputError, Sweep
+from scl_ray.plan import SAMPLE, Plan
+from scl_ray.store import Part, Store, Versioned, open_store, part_of
+
+# In the order of removal. Whatever is left by a kill is as sound as a run's: no scores without what belongs to them,
+# no checkpoint that looks whole, and the record, which says what the rest is, goes last.
+KINDS = ("scores", "curves", "samples", "predictions", "checkpoints", "trials")
+
+_TRIAL = re.compile(r"(checkpoints|trials)/(?P<trial>[0-9a-f]{12})"
+                    r"(\.json|/checkpoint\.json|/weights\.safetensors|/resume\.pt)")  # fmt: skip
+
+
+class Unwanted(NamedTuple):
+    """A file, by its full path, that the configuration does not want, or wants less of.
+
+    ``size``: bytes that removing it frees, estimated where it is written anew with the cells *kept*, on ranks up to
+    *last*.
+    """
+
+    trial: str
+    reason: str
+    kind: str
+    path: str
+    size: int
+    part: Part | None = None
+    kept: tuple[Versioned, ...] = ()
+    last: int = -1
+
+
+def prune(sweep: Sweep, out: str, console: Console, *, remove: bool) -> None:
+    """List what *sweep* does not want of what lies below *out*, and remove it if told so.
+
+    Raises InputError without the dataset, and when what is to be removed belongs to a run that is alive.
+    """
+    try:
+        dataset = datasets.load(sweep.dataset.model_copy(update={"download": False}))
+    except InputError as error:
+        raise InputError(
+            f"{error}; without the dataset, whose content is part of a trial's identity, what is not wanted cannot be "
+            "told"
+        ) from error
+    store = open_store(out, sweep.name)
+    session.check_kind(store, sweep.kind)
+    with contextlib.ExitStack() as stack:
+        if remove and store.read("plan.json") is not None:
+            stack.enter_context(lock.held(store, lost=session.leave))
+        wanted = plan.make(sweep, dataset, store, slots=1)
+        found = unwanted(store, wanted)
+        for line in describe(store, found):
+            console.print(line)
+        if not found:
+            console.print(f"{store.root}: holds nothing that the configuration does not want")
+        elif not remove:
+            console.print("nothing was removed; the same command with --yes removes it")
+        else:
+            # First of all: what is read from now on is what is kept.
+            session.write_plan(store, wanted, dataset)
+            for one in found:
+                take_away(store, one, dataset.evaluation_order[:SAMPLE].tolist())
+            console.print("removed; MLflow's runs were left alone")
+
+
+def unwanted(store: Store, wanted: Plan) -> list[Unwanted]:
+    """What *wanted* does not want, in the order in which it is to be removed."""
+    found = []
+    for kind in KINDS:
+        files = store.fs.find(store.path(kind), detail=True)
+        for path, info in sorted(files.items()):
+            part, file = part_of(path), _TRIAL.fullmatch(path.removeprefix(store.path("")))
+            if kind in ("checkpoints", "trials") and file and file["trial"] not in wanted.trials:
+                found.append(Unwanted(file["trial"], "not in the grid", kind, path, info["size"]))
+            elif kind not in ("checkpoints", "trials") and part and path == store.path(kind, *path.split("/")[-2:]):
+                found.extend(_of_part(store, wanted, kind, part, info["size"]))
+    trials = list(dict.fromkeys(one.trial for one in found))
+    return sorted(found, key=lambda one: (trials.index(one.trial), KINDS.index(one.kind)))
+
+
+def _of_part(store: Store, wanted: Plan, kind: str, part: Part, size: int) -> Iterator[Unwanted]:
+    trial = part.path.split("/")[-2]
+    evaluation = wanted.sweep.evaluation
+    whole = Unwanted(trial, "", kind, part.path, size)
+    if trial not in wanted.trials:
+        yield whole._replace(reason="not in the grid")
+    elif part.first >= wanted.images:
+        yield whole._replace(reason="past the images wanted")
+    elif kind == "predictions":
+        if part.holds not in plan.readouts(wanted.trials[trial].readout, evaluation):
+            yield whole._replace(reason="read-out not wanted")
+    else:
+        cells = store.cells(part)
+        kept = tuple(versioned for versioned in cells if versioned in set(wanted.cells))
+        last = part.last if kind != "samples" or evaluation.save_maps else min(part.last, SAMPLE - 1)
+        if not kept:
+            yield whole._replace(reason="cells not wanted")
+        elif part.first > last:
+            yield whole._replace(reason="maps not wanted")
+        elif len(kept) < len(cells) or last < part.last:
+            share = len(kept) / len(cells) * (last - part.first + 1) / (part.last - part.first + 1)
+            reason = "cells not wanted" if len(kept) < len(cells) else "maps not wanted"
+            yield Unwanted(trial, reason, kind, part.path, round(size * (1 - share)), part, kept, last)
+
+
+def describe(store: Store, found: Sequence[Unwanted]) -> Iterator[str]:
+    """A line for each trial and reason, and one for all."""
+    trials = list(dict.fromkeys(one.trial for one in found))
+    records = store.records(trials)
+    for trial in trials:
+        own = sorted((one for one in found if one.trial == trial), key=lambda one: one.reason)
+        label = records[trial]["label"] if trial in records else "a trial without a record"
+        for reason, group in groupby(own, key=lambda one: one.reason):
+            several = list(group)
+            kinds = ", ".join(kind for kind in KINDS if kind in {one.kind for one in several})
+            yield f"{label} ({trial}): {reason}: {kinds}, {_bytes(several)}"
+    if found:
+        yield f"not wanted: {_bytes(found)} in {len(found):,} files of {len(trials):,} trials"
+
+
+def take_away(store: Store, one: Unwanted, sample: Sequence[int]) -> None:
+    """Remove a file, or write it anew with what is kept of it; *sample*: the images of the first ranks."""
+    if one.part is None:
+        store.fs.rm_file(one.path)
+    else:
+        is_cut = one.last < one.part.last
+        store.keep(one.kind, one.trial, one.part, one.kept, one.last, sample if is_cut else None)
+    if isinstance(store.fs, LocalFileSystem) and one.kind != "trials":
+        with contextlib.suppress(OSError):  # not yet empty, or something else lies there
+            store.fs.rmdir(one.path.rsplit("/", 1)[0])
+
+
+def _bytes(found: Sequence[Unwanted]) -> str:
+    return decimal(sum(one.size for one in found))
