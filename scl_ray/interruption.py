@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -89,8 +89,21 @@ def ask(why: str) -> None:
 def end(code: int) -> NoReturn:
     """End the process. One that was stopped does not wait for libraries' threads, which may wait for a server."""
     if code > 128:
-        _end_at_once(code, _descendants())
+        end_at_once(code)
     sys.exit(code)
+
+
+def end_at_once(code: int, started: Iterable[int] = ()) -> NoReturn:
+    """End the process, from any of its threads, and at its side those of its group that it has *started*, now or
+    before: an embedded Ray's workers, being busy, would take seconds to find out."""
+    for process in {*started, *_descendants()}:
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process) == os.getpgrp():
+                os.kill(process, signal.SIGKILL)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # its terminal is closed
+            stream.flush()
+    os._exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -122,25 +135,19 @@ def _watch(ours: socket.socket, interruption: Interruption) -> None:
                 first = time.monotonic()
                 interruption.came(number[0])
                 # Said now: where SIGTERM comes to an embedded Ray too, Ray may end this process before all is unwound.
-                print("stopping, at once if told so again; what is finished is kept, and the same command continues: "
-                      f"{shlex.join(sys.orig_argv)}", file=sys.stderr, flush=True)  # fmt: skip
+                _say("stopping, at once if told so again; what is finished is kept, and the same command continues: "
+                     f"{shlex.join(sys.orig_argv)}")  # fmt: skip
                 started = _descendants()  # those whose parent ends meanwhile are not to be found later
             elif time.monotonic() - first > TWICE_FROM:
                 break
             ours.settimeout(max(0.01, first + GRACE - time.monotonic()))
-    print(interruption.why, file=sys.stderr)
-    _end_at_once(interruption.code, started | _descendants())
+    _say(interruption.why)
+    end_at_once(interruption.code, started)
 
 
-def _end_at_once(code: int, processes: set[int]) -> NoReturn:
-    """End this process, and at its side *processes* of its own group: an embedded Ray's workers, busy, take seconds."""
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(process) == os.getpgrp():
-                os.kill(process, signal.SIGKILL)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # its terminal is closed
+        print(line, file=sys.stderr, flush=True)
 
 
 def _descendants() -> set[int]:

@@ -1,7 +1,6 @@
 """What every run does around its work: checks of the store, the plan on disk; at the end report, log and summary."""
 
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -13,8 +12,8 @@ import pyarrow as pa
 import yaml
 from rich.console import Console
 
+from scl_ray import interruption, report, tracking
 from scl_ray import plan as planning
-from scl_ray import report, tracking
 from scl_ray.config import InputError
 from scl_ray.mending import SAMPLE_IMAGES
 from scl_ray.plan import Plan
@@ -191,4 +190,4 @@ def leave(holder: str) -> None:
     """End this process, since *holder* has taken over what it writes."""
     # Two writers would undo each other's work; what is finished is on disk, so leaving at once loses nothing.
     print(f"stopped: {holder} has taken over this sweep", file=sys.stderr, flush=True)
-    os._exit(2)
+    interruption.end_at_once(2)
