@@ -2,7 +2,7 @@
 
 On this host the kernel frees the lock when its holder dies, so it is taken over at once. A holder elsewhere must renew
 its lease; after `LEASE` seconds without a renewal it counts as dead. Object stores know no file locks: there the lock
-is an object that only a conditional put may create or replace.
+is an object that only a conditional put may create or, on S3, replace.
 
 A storage that is away takes the lock from nobody: it cannot be renewed then, nor taken. A holder that finds somebody
 else's name in it has lost it (it slept past its lease) and must end.
@@ -230,18 +230,27 @@ def _in_object_store(store: Store, mine: Holder) -> Iterator[Callable[[], Holder
     fs, path = store.fs, store.path(".lock")
     # Renewals are not retried: the next one is soon, and whoever ends does not wait for one.
     bare = fs.fs
+    has_conditions = "s3" in bare.protocol
 
-    def etag() -> str | None:
+    def read(through: Any) -> tuple[str | None, Holder]:
+        """The lock's version and holder. The version comes first, so that it is never a later holder's."""
         try:
-            return str(fs.info(path)["ETag"])
+            version = str(storage.once(through.info, path)["ETag"]) if has_conditions else None
+            body = bytes(storage.once(through.cat_file, path))
         except FileNotFoundError:
-            return None
+            return None, {}
+        return version or body.decode(), dict(json.loads(body))
 
-    def put(through: Any, **condition: str) -> None:
-        """Put this process's name there if the *condition* holds. Whether it did, `read` tells: a put whose answer
-        is lost is sent again, and finds its own work done."""
-        # The time makes every body, and so every ETag, a new one.
+    def put(through: Any, current: str | None) -> None:
+        """Put this process's name there if the *current* version, or nothing, still is. Whether it was, `read` tells: a
+        put whose answer is lost is sent again, and finds its own work done."""
+        # The time makes every body, and so every version, a new one.
         body = json.dumps(mine | {"renewed": time.time_ns()}).encode()
+        condition = {"IfMatch": current} if has_conditions else {}
+        if current is None:
+            condition = {"mode": "create"}
+        elif not has_conditions and read(through)[0] != current:
+            return  # in the moment between, another may come: then one of the two finds the other's name there and ends
         try:
             storage.once(through.pipe_file, path, body, **condition)
         except FileNotFoundError:
@@ -250,28 +259,17 @@ def _in_object_store(store: Store, mine: Holder) -> Iterator[Callable[[], Holder
             if not storage.is_precondition(error):
                 raise
 
-    def read(through: Any) -> tuple[str | None, Holder]:
-        """The lock's ETag and holder. The ETag comes first, so that it is never a later holder's."""
-        try:
-            seen = str(storage.once(through.info, path)["ETag"])
-            return seen, dict(json.loads(storage.once(through.cat_file, path)))
-        except FileNotFoundError:
-            return None, {}
-
     while True:
         current, other = read(fs)
         if other.get("token") == mine["token"]:
             break
-        if current is None:
-            put(fs, IfNoneMatch="*")
-        elif _is_dead(other, mine) or not _renewed(etag, LEASE):
-            put(fs, IfMatch=current)
-        else:
+        if current is not None and not _is_dead(other, mine) and _renewed(lambda: read(fs)[0], LEASE):
             raise _refusal(store, other)
+        put(fs, current)
 
     def renew() -> Holder:
         nonlocal current
-        put(bare, IfMatch=str(current))
+        put(bare, str(current))
         current, now = read(bare)
         return now
 
@@ -281,5 +279,8 @@ def _in_object_store(store: Store, mine: Holder) -> Iterator[Callable[[], Holder
         with contextlib.suppress(OSError):  # a lease that is not given back runs out
             current, now = read(bare)
             if now.get("token") == mine["token"]:
-                bucket, key, _ = bare.split_path(path)
-                storage.once(bare.call_s3, "delete_object", Bucket=bucket, Key=key, IfMatch=current)
+                if has_conditions:
+                    bucket, key, _ = bare.split_path(path)
+                    storage.once(bare.call_s3, "delete_object", Bucket=bucket, Key=key, IfMatch=current)
+                else:
+                    storage.once(bare.rm_file, path)

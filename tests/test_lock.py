@@ -131,7 +131,9 @@ def test_a_lock_taken_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads((tmp_path / "demo/.lock").read_text())["host"] == "another-host"
 
 
-def test_in_an_object_store_only_one_holds_the_lock(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["s3", "without conditions"])
+def test_in_an_object_store_only_one_holds_the_lock(bucket: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = bucket if kind == "s3" else f"memory://{uuid.uuid4().hex}"
     monkeypatch.setattr(lock, "LEASE", 2.0)
     monkeypatch.setattr(lock, "RENEWAL", 0.2)
     store = open_store(bucket, "demo")
@@ -146,7 +148,11 @@ def test_in_an_object_store_only_one_holds_the_lock(bucket: str, monkeypatch: py
     assert store.read(".lock") is None
 
 
-def test_in_an_object_store_a_dead_holder_is_taken_over(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["s3", "without conditions"])
+def test_in_an_object_store_a_dead_holder_is_taken_over(
+    bucket: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = bucket if kind == "s3" else f"memory://{uuid.uuid4().hex}"
     monkeypatch.setattr(lock, "LEASE", 1.0)
     store = open_store(bucket, "demo")
     store.write_json(".lock", {"host": "another-host", "pid": 7, "token": "x", "since": "yesterday"})
@@ -216,7 +222,11 @@ def _until(what: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def test_in_an_object_store_what_another_holder_wrote_stays(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["s3", "without conditions"])
+def test_in_an_object_store_what_another_holder_wrote_stays(
+    bucket: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = bucket if kind == "s3" else f"memory://{uuid.uuid4().hex}"
     monkeypatch.setattr(lock, "RENEWAL", 0.1)
     store, taken = open_store(bucket, "demo"), []
     with lock.held(store, taken.append):
