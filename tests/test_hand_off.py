@@ -5,10 +5,11 @@ import random
 from collections import Counter
 
 import pytest
+from benchmarks.scale import policies
 from benchmarks.scale.simulation import Cluster, Conditions, Trial, lower_bound
 
 from scl_ray.cluster.permits import Permits
-from scl_ray.hand_off import HandOff, Request, next_up
+from scl_ray.hand_off import HandOff, Request, next_up, shard_images
 
 
 def requests(*asked: tuple[str, int]) -> list[Request]:
@@ -79,6 +80,29 @@ def test_every_sweep_ends_on_a_simulated_cluster(seed):
     often = Conditions(slots, 1, preempted_an_hour=60, replaced_after=5, noticed_after=1)
     outcome = Cluster(trials, often, seed).run()
     assert outcome.makespan >= lower_bound(trials, slots)
+
+
+@pytest.mark.parametrize("name", policies.WORKLOADS)
+def test_a_sweep_takes_hardly_longer_than_it_must(name):
+    """The benchmark in small: 400 trials on 40 GPUs."""
+    work = policies.trials(policies.WORKLOADS[name], 400, 40, seed=0)
+    bound = policies.lower_bound(work, 40)
+    for preempted_an_hour, most in ((0.0, 1.05), (0.05, 1.15)):
+        conditions = policies.Conditions(5, 8, preempted_an_hour)
+        span = policies.ours(work, conditions, 1).makespan
+        assert bound <= span <= most * bound
+        naive = [policies.inside(work, conditions, 1).makespan, policies.at_the_end(work, conditions, 1).makespan]
+        assert span < min(naive)
+
+
+@pytest.mark.parametrize(("images", "trials", "slots", "expected"), [
+    (10_000, 10_000, 1000, 1024),  # a shard is a small part of what each slot does
+    (10_000, 24, 8, 640),  # every slot has a part of the last trials' work
+    (10_000, 1, 8, 320),
+    (160, 8, 2, 64),
+])  # fmt: skip
+def test_shards_are_as_large_as_the_sweep_allows(images, trials, slots, expected):
+    assert shard_images(images, trials, slots) == expected
 
 
 def test_permits_follow_the_hand_off():
