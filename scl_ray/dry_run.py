@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from scl_ray import backbones, cost, datasets, hand_off, plan
+from scl_ray import backbones, cost, datasets, hand_off, plan, session
 from scl_ray.config import Cell, InputError, Sweep, Trial
 from scl_ray.store import open_store
 
@@ -53,7 +53,9 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
         cuts = [min(step, images - first) for first in range(0, images, step)]
         todo = _Todo(trials, [(trial.backbone, count, tuple(cells)) for trial in trials for count in cuts])
     else:
-        found = plan.make(sweep, dataset, open_store(out, sweep.name), slots)
+        store = open_store(out, sweep.name)
+        session.check_kind(store, sweep.kind)
+        found = plan.make(sweep, dataset, store, slots)
         size, classes, train_images = dataset.image_size, len(dataset.classes), len(dataset.train_labels)
         images, cells, not_cells = found.images, [v.cell for v in found.cells], list(found.not_cells)
         todo = _Todo(
