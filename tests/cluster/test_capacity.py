@@ -13,7 +13,7 @@ from scl_ray import config, datasets, plan
 from scl_ray.cluster.capacity import Trials
 from scl_ray.cluster.connection import slots_on
 from scl_ray.cluster.progress import Progress
-from scl_ray.hand_off import Request, next_up
+from scl_ray.hand_off import HandOff, Request, next_up
 from scl_ray.store import open_store
 
 
@@ -50,6 +50,17 @@ def test_a_group_for_which_the_cluster_is_too_small_now_lets_others_go_on() -> N
     room = {"train": 2, "evaluate": 2}
     assert next_up([group, single], {}, False, room) == [single]
     assert next_up([group, single], {}, False, {"train": 3, "evaluate": 3}) == [group]
+
+
+def test_a_group_that_lost_a_slot_before_it_had_all_holds_nothing_up() -> None:
+    group, single, other = Request("g", "one", "train", 3), Request("s", "two", "train"), Request("o", "two", "train")
+    desk = HandOff({"train": 3, "evaluate": 3})
+    assert desk.ask(group) == [group]
+    assert desk.ask(single) == []
+    assert desk.resize({"train": 2, "evaluate": 2}) == [single]
+    assert desk.ask(other) == [other]
+    assert desk.resize({"train": 3, "evaluate": 3}) == []
+    assert desk.ask(Request("m", "three", "train")) == []  # the group waits for its slots again
 
 
 def test_the_view_says_how_many_slots_there_are_and_who_waits_for_more(tmp_path: Path) -> None:
