@@ -1,0 +1,21 @@
+"""Which processes there are."""
+
+from pathlib import Path
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def of_session(session: int) -> dict[int, str]:
+    """The processes of a session, an embedded Ray's among them, and their names as far as the kernel's go."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            named, _, rest = stat.read_text().rpartition(")")
+        except OSError:  # it has ended
+            continue
+        state, _, _, of = rest.split()[:4]
+        if int(of) == session and state != "Z":
+            found[int(stat.parent.name)] = named.partition("(")[2]
+    return found
