@@ -1,48 +1,11 @@
 """What is killed in the middle goes on where it was."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from clusters import cluster
 from clusters import run as run_on
-from conftest import ROOT, Outcome, small
-
-from scl_ray.store import open_store
-
-Run = Callable[..., Outcome]
-
-
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, run: Run) -> None:
-    out = tmp_path / "runs"
-    one = ["grid.seed=0", "grid.objective=cross_entropy", "training.epochs=6", "evaluation.images=20"]
-    cheap = ["evaluation.methods=grad_cam", "evaluation.metrics=complexity", "evaluation.protocol=corrected"]
-    settings = small(*one, *cheap)
-    command = [sys.executable, str(ROOT / "sweeps/full_grid.py"), *settings, "--out", str(out)]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not list((out / "demo/checkpoints").glob("*/resume.pt")):
-            assert time.monotonic() < deadline
-            assert first.poll() is None
-            time.sleep(0.2)
-    finally:
-        # The driver and the embedded Ray it started.
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
-    done = run(*settings, "--out", out)
-    assert done.code == 0, done.error
-    (record,) = [json.loads(path.read_text()) for path in (out / "demo/trials").iterdir()]
-    assert [row["epoch"] for row in record["epochs"]] == list(range(1, 7))
-    # Epochs before the kill were kept, not trained again: the file that resuming needs was there at the start.
-    assert not list((out / "demo").rglob("resume.pt"))
-    assert open_store(str(out), "demo").is_trained(record["trial"])
 
 
 def test_a_lost_worker_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
