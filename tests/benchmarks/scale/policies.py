@@ -95,8 +95,8 @@ def ours(work: Sequence[Trial], conditions: Conditions, seed: int) -> Outcome:
 
 
 def inside(work: Sequence[Trial], conditions: Conditions, seed: int) -> Outcome:
-    """A trial keeps its slot and evaluates there itself."""
-    alone = [trial._replace(shards=(), epochs=1, epoch=trial.work) for trial in work]
+    """A trial keeps its slot and evaluates there itself; what is lost of that is as little as of its training."""
+    alone = [trial._replace(shards=(), epoch=trial.work / trial.epochs) for trial in work]
     return Cluster(alone, conditions, seed).run()
 
 
