@@ -31,7 +31,12 @@ def connected(address: str | None) -> Iterator[None]:
     """A connection to Ray for the time of the block: to the cluster at *address*, or to a local Ray when it is None."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        ray.init(address="local", include_dashboard=False, **quiet)
+        try:
+            ray.init(address="local", include_dashboard=False, **quiet)
+        except Exception as error:  # Ray has no narrower one for processes that are not there in half a minute
+            reason = str(error).partition(". ")[0].strip()
+            raise InputError(f"a local Ray did not start ({reason}); free some of this machine's processors and memory, "
+                             "and run the same command again") from error  # fmt: skip
     else:
         try:
             ray.init(address=resolve(address), **quiet)
