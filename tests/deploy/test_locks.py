@@ -24,5 +24,7 @@ def test_the_image_has_what_a_server_needs_and_none_of_the_tests_tools() -> None
 
 def test_every_line_of_a_lock_has_a_hash() -> None:
     for lock in ("requirements.lock", "requirements-server.lock"):
-        text = (ROOT / lock).read_text()
-        assert len(re.findall(r"^[a-z0-9._-]+==[^\n]*\\\n    --hash=sha256:", text, re.MULTILINE)) == len(_pins(lock))
+        lines = (ROOT / lock).read_text().splitlines()
+        pinned = [n for n, line in enumerate(lines) if re.match(r"[a-z0-9._-]+(\[.*\])?==", line)]
+        assert len(pinned) > 100
+        assert [lines[n] for n in pinned if not lines[n + 1].startswith("    --hash=sha256:")] == []
