@@ -6,12 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
+from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 
 from scl_ray.plan import SAMPLE, Plan
 from scl_ray.store import KINDS, Part, Store, Versioned, gaps
 
 SAMPLE_IMAGES = "samples/images.parquet"
+REQUESTS = 16  # at once, to a remote storage: each holds a part in memory
 
 
 class Damage(NamedTuple):
@@ -28,8 +30,9 @@ def mend(store: Store, plan: Plan, console: Console) -> bool:
     Every part is read whole; of a checkpoint the size is compared, since its bytes are when it is used. The report goes
     with what it was made of.
     """
-    # Hashing and reading run beside each other.
-    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+    # On a disk, hashing takes the time, and leaves Python's lock alone; elsewhere, waiting for answers.
+    threads = len(os.sched_getaffinity(0)) if isinstance(store.fs, LocalFileSystem) else REQUESTS
+    with ThreadPoolExecutor(threads) as pool:
         found = [damage for each in pool.map(partial(_of_trial, store, plan), plan.trials) for damage in each]
     if store.fs.exists(store.path(SAMPLE_IMAGES)) and (why := store.problem(store.path(SAMPLE_IMAGES))):
         found.append(Damage(SAMPLE_IMAGES, why))

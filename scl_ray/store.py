@@ -12,10 +12,11 @@ import os
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -128,13 +129,9 @@ class Store:
 
     def problem(self, path: str) -> str | None:
         """What is wrong with the Parquet file at the full *path*, as a clause, or None. It is read whole."""
-        with self._opened(path) as file:
-            return sealing.problem(file)
-
-    def _opened(self, path: str) -> BinaryIO:
         if isinstance(self.fs, LocalFileSystem):
-            return open(path, "rb")
-        return io.BytesIO(self._content(path))  # in one request
+            return storage.retried(_problem_on_disk, path)
+        return sealing.problem(io.BytesIO(self._content(path)))  # in one request
 
     def remove_leftovers(self) -> None:
         """Remove what a killed writer left of files it had not finished. Only for the sweep's one writer."""
@@ -217,6 +214,15 @@ class Store:
         return record is not None and record["status"] == "trained" and bool(
             self.fs.exists(self.path("checkpoints", trial, "checkpoint.json")))  # fmt: skip
 
+    def trained(self, trials: Sequence[str]) -> set[str]:
+        """Those of *trials* that are trained; told of all at once where each answer is a journey."""
+        if isinstance(self.fs, LocalFileSystem):
+            return {trial for trial in trials if self.is_trained(trial)}
+        whole = {path.rsplit("/", 2)[-2] for path in self.fs.find(self.path("checkpoints"))
+                 if path.endswith("/checkpoint.json")}  # fmt: skip
+        records = self.records(trials)
+        return {trial for trial, record in records.items() if record["status"] == "trained" and trial in whole}
+
     # -- parts ----------------------------------------------------------------------------------------------------
 
     def parts(self, kind: str, trial: str) -> list[Part]:
@@ -261,16 +267,19 @@ class Store:
         self.write_table(f"{kind}/{trial}/{holds}-{first:06d}-{last:06d}.parquet", table.cast(pa.schema(fields)), about)
 
     def missing(self, trial: str, wanted: Sequence[Versioned], readouts: Sequence[str], images: int,
-                shard_images: int, save_maps: bool = False) -> list[Shard]:  # fmt: skip
-        """What is to be computed for a trial: wanted minus held, as ranges cut on multiples of *shard_images*."""
+                shard_images: int, save_maps: bool = False,
+                parts: Mapping[str, Sequence[Part]] | None = None) -> list[Shard]:  # fmt: skip
+        """What is to be computed for a trial: wanted minus held, as ranges cut on multiples of *shard_images*. *parts*:
+        the trial's, by kind, where they are known."""
+        parts = {kind: self.parts(kind, trial) for kind in KINDS} if parts is None else parts
         held: dict[Any, list[tuple[int, int]]] = defaultdict(list)
-        for part in self.parts("scores", trial):
+        for part in parts["scores"]:
             for versioned in self.held(part):
                 held[versioned].append((part.first, part.last))
-        for part in self.parts("predictions", trial):
+        for part in parts["predictions"]:
             held[part.holds].append((part.first, part.last))
         if save_maps:
-            for part in self.parts("samples", trial):
+            for part in parts["samples"]:
                 for versioned in self.held(part):
                     if versioned in wanted:
                         held["map", versioned.cell.method].append((part.first, part.last))
@@ -344,15 +353,27 @@ def evaluation(cells: Iterable[Versioned]) -> str:
     return digest(sorted([*v.cell, v.version] for v in cells))
 
 
-def gaps(held: Iterable[tuple[int, int]], images: int, step: int) -> Iterator[tuple[int, int]]:
+def gaps(held: Iterable[tuple[int, int]], images: int, step: int) -> Sequence[tuple[int, int]]:
     """The inclusive ranges of 0..images-1 that *held* does not cover, cut on multiples of *step*."""
-    position = 0
+    return _gaps(tuple(held), images, step)
+
+
+@lru_cache
+def _gaps(held: tuple[tuple[int, int], ...], images: int, step: int) -> Sequence[tuple[int, int]]:
+    # Most cells of most trials are held on the same ranges.
+    found, position = [], 0
     for first, last in [*sorted(held), (images, images)]:
         while position < min(first, images):
             end = min(first, images, (position // step + 1) * step)
-            yield position, end - 1
+            found.append((position, end - 1))
             position = end
         position = max(position, last + 1)
+    return tuple(found)
+
+
+def _problem_on_disk(path: str) -> str | None:
+    with open(path, "rb") as file:
+        return sealing.problem(file)
 
 
 def _write_whole(full: str, data: bytes) -> None:
