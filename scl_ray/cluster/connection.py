@@ -35,8 +35,8 @@ def connected(address: str | None) -> Iterator[None]:
             ray.init(address="local", include_dashboard=False, **quiet)
         except Exception as error:  # Ray has no narrower one for processes that are not there in half a minute
             reason = str(error).partition(". ")[0].strip()
-            raise InputError(f"a local Ray did not start ({reason}); free processors and memory of this machine, and run "
-                             "the same command again") from error  # fmt: skip
+            raise InputError(f"a local Ray did not start ({reason}); free processors and memory of this machine, and "
+                             "run the same command again") from error  # fmt: skip
     else:
         try:
             ray.init(address=resolve(address), **quiet)
