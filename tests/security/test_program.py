@@ -2,7 +2,9 @@
 
 import ast
 import os
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -96,12 +98,26 @@ def test_what_a_finished_sweep_holds_is_no_secret(finished_sweep: Path) -> None:
         assert not [secret for secret in secrets if secret in content], path
 
 
+class Refusing(BaseHTTPRequestHandler):
+    """A server that knows nobody."""
+
+    def do_GET(self) -> None:
+        self.send_error(403)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 def test_a_password_in_an_address_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    # Nothing listens at port 9.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:verysecret@127.0.0.1:9")
-    done = run("--config", DEMO, "--out", tmp_path / "runs")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:verysecret@127.0.0.1:{server.server_port}")
+        done = run("--config", DEMO, "--out", tmp_path / "runs")
+        server.shutdown()
+        thread.join()
     assert done.code == 2
-    assert "MLflow at http://127.0.0.1:9 cannot be used" in done.error
+    assert f"MLflow at http://127.0.0.1:{server.server_port} cannot be used" in done.error
     assert "verysecret" not in done.error + done.out
     database = "postgresql://somebody:verysecret@127.0.0.1:9/mlflow"
     assert "verysecret" not in connection.unusable(database, f"cannot connect to {database}")
