@@ -3,7 +3,7 @@
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import reduce
+from functools import cache, reduce
 from itertools import pairwise
 from operator import and_, or_
 from typing import Any
@@ -74,6 +74,7 @@ def repeated(groups: Iterable[tuple[Sequence[Cell], Sequence[Part]]]) -> bool:
     )
 
 
+@cache
 def protocol_of(cell: Cell) -> str:
     """The protocol whose network a cell explains."""
     published = "published" in (specs.parse(spec)[1].get("protocol") for spec in cell)

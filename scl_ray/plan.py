@@ -4,14 +4,14 @@ What is finished is what is on disk: nothing here remembers an earlier run.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from scl_ray.config import Cell, Evaluation, InputError, Slot, Sweep, Trial
 from scl_ray.given.config import Comparison, Network
 from scl_ray.hand_off import shard_images
-from scl_ray.store import SCHEMA, Shard, Store, Versioned
+from scl_ray.store import SCHEMA, Part, Shard, Store, Versioned
 
 if TYPE_CHECKING:
     from scl_ray.datasets import Dataset
@@ -43,11 +43,12 @@ class Plan(Generic[T]):
     shard_images: int
     work: dict[str, Work[T]]
 
-    def shards(self, store: Store, trial_id: str) -> list[Shard]:
-        """What of a trial's evaluation *store* does not hold."""
+    def shards(self, store: Store, trial_id: str, parts: Mapping[str, Sequence[Part]] | None = None) -> list[Shard]:
+        """What of a trial's evaluation *store* does not hold. *parts*: the trial's, by kind, where they are known."""
         evaluation = self.sweep.evaluation
         wanted = readouts(self.trials[trial_id].readout, evaluation)
-        return store.missing(trial_id, self.cells, wanted, self.images, self.shard_images, evaluation.save_maps)
+        return store.missing(trial_id, self.cells, wanted, self.images, self.shard_images, evaluation.save_maps,
+                             parts)  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """``plan.json``: which rows of the store are this sweep's."""
@@ -104,8 +105,11 @@ def compare(sweep: Sweep | Comparison, trials: dict[str, T], dataset: "Dataset",
     forward_passes(cells, summary["image_size"])
     step = shard_images(images, len(trials), slots)
     plan = Plan(sweep, summary, trials, versioned, tuple(not_cells), images, step, work={})
+    trained = store.trained(list(trials))
+    parts = {kind: store.parts_by_trial(kind, trials) for kind in ("scores", "predictions", "samples")}
     for trial_id, trial in trials.items():
-        work = Work(trial, not store.is_trained(trial_id), tuple(plan.shards(store, trial_id)))
+        own = {kind: held[trial_id] for kind, held in parts.items()}
+        work = Work(trial, trial_id not in trained, tuple(plan.shards(store, trial_id, own)))
         if work.train or work.shards:
             plan.work[trial_id] = work
     return plan

@@ -271,7 +271,8 @@ class Store:
                 parts: Mapping[str, Sequence[Part]] | None = None) -> list[Shard]:  # fmt: skip
         """What is to be computed for a trial: wanted minus held, as ranges cut on multiples of *shard_images*. *parts*:
         the trial's, by kind, where they are known."""
-        parts = {kind: self.parts(kind, trial) for kind in KINDS} if parts is None else parts
+        if parts is None:
+            parts = {kind: self.parts(kind, trial) for kind in ("scores", "predictions", "samples")}
         held: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         for part in parts["scores"]:
             for versioned in self.held(part):
