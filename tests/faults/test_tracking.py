@@ -5,6 +5,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -38,20 +39,20 @@ def logged(uri: str) -> dict[str, Any]:
             },
             "tags": {key: value for key, value in run.data.tags.items() if key not in OWN},
             "data": [(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs],
-            "artifacts": dict(files(client, run.info.run_id)),
+            "artifacts": files(client, run.info.run_id),
             "networks": sum(model.source_run_id == run.info.run_id for model in models),
         }
         for trial, run in runs.items()
     }
 
 
-def files(client: Any, run_id: str, folder: str | None = None) -> Iterator[tuple[str, str]]:
-    for entry in client.list_artifacts(run_id, folder):
-        if entry.is_dir:
-            yield from files(client, run_id, entry.path)
-        else:
-            content = Path(client.download_artifacts(run_id, entry.path)).read_bytes()
-            yield entry.path, hashlib.sha256(content).hexdigest()
+def files(client: Any, run_id: str) -> dict[str, str]:
+    """Hashes of a run's artifacts."""
+    with tempfile.TemporaryDirectory() as folder:
+        for entry in client.list_artifacts(run_id):
+            client.download_artifacts(run_id, entry.path, folder)
+        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def epochs(uri: str) -> int:
