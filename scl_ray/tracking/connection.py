@@ -4,7 +4,10 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
+import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +40,23 @@ def client_class() -> "type[MlflowClient]":
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 
     return MlflowClient
+
+
+def client(uri: str) -> "MlflowClient":
+    """A client of MLflow at *uri*; where that is an SQLite file not there yet, it is made whole or not at all."""
+    made, path = client_class(), sqlite_path(uri)
+    if path is not None and not path.exists():
+        # MLflow makes it in many steps, and can neither use nor mend what a process that is killed over them leaves.
+        with tempfile.TemporaryDirectory() as folder:
+            made(f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=1)
+            partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(f"{folder}/mlflow.db", partial)
+        if path.exists():  # another sweep has made it meanwhile
+            partial.unlink()
+        else:
+            os.replace(partial, path)
+    return made(uri)
 
 
 def failures() -> tuple[type[Exception], ...]:

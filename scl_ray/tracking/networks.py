@@ -38,7 +38,7 @@ def log_networks(
     if not wanted:
         return set()
     with connection.reported(uri):
-        client = connection.client_class()(uri)
+        client = connection.client(uri)
         experiment = client.get_experiment_by_name(name)
         found = connection.runs_of(client, experiment.experiment_id, wanted) if experiment else {}
         runs = {trial: run for trial, (run, *_) in found.items()}

@@ -59,7 +59,7 @@ def log_sweep(
     with connection.reported(uri):
         places.follow(uri, name)
         if not wanted.items() <= connection.held(uri, name, DIGEST).items():
-            _bring_up_to_date(connection.client_class()(uri), uri, sweep, trials, artifacts, deadline)
+            _bring_up_to_date(connection.client(uri), uri, sweep, trials, artifacts, deadline)
 
 
 def _bring_up_to_date(
