@@ -153,6 +153,20 @@ def one(slots: int, trials: int, shards: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """CPU seconds of the driver for each trial with its shards, by size, and for one shard more."""
+    spent = {
+        (run["slots"], run["trials"], run["shards"]): sum(phase["cpu_s"] for phase in run["phases"].values())
+        for run in runs
+    }
+    a_trial = {f"{slots} slots, {trials} trials of {shards} shards": round(seconds / trials, 4)
+               for (slots, trials, shards), seconds in spent.items()}  # fmt: skip
+    a_shard = [(seconds - spent[few]) / (few[1] * (shards - few[2]))
+               for (slots, trials, shards), seconds in spent.items()
+               for few in spent if few[:2] == (slots, trials) and few[2] < shards]  # fmt: skip
+    return {"cpu_s_of_a_trial": a_trial, "cpu_s_of_a_shard": round(max(a_shard), 5) if a_shard else None}
+
+
 def _cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
@@ -182,6 +196,7 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("ray", "mlflow", "pyarrow")},
         "date": time.strftime("%F"),
+        **summary(runs),
         "runs": runs,
     }, indent=2))  # fmt: skip
 

@@ -187,19 +187,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     options = parser.parse_args()
-    runs = [run for seed in options.seeds for run in measure(seed)]
+    command = " ".join(["python", "tests/benchmarks/scale/policies.py", *sys.argv[1:]])
+    write([run for seed in options.seeds for run in measure(seed)], command, options.seeds)
+
+
+def write(runs: Sequence[dict[str, Any]], command: str, seeds: Sequence[int]) -> None:
+    """Write the figures of *runs*, which *command* made."""
     found = summary(runs)
+    faulty = [run for run in runs if run["conditions"] != "without faults" and run["policy"] == "hand-off"]
     (FIGURES / "policies.json").write_text(json.dumps({
-        "command": " ".join(["python", "tests/benchmarks/scale/policies.py", *sys.argv[1:]]),
+        "command": command,
         "python": platform.python_version(),
         "date": time.strftime("%F"),
         "gpus": NODES * SLOTS_A_NODE,
         "trials": COUNT,
-        "seeds": options.seeds,
+        "seeds": seeds,
         "makespan_over_lower_bound": found,
-        "preemptions": [min(run["preempted"] for run in runs if run["conditions"] != "without faults"),
-                        max(run["preempted"] for run in runs)],
-        "most_restarts_of_a_coordinator": max(run["most_restarts"] for run in runs),
+        "preemptions": [min(run["preempted"] for run in faulty), max(run["preempted"] for run in faulty)],
+        "most_restarts_of_a_coordinator": max(run["most_restarts"] for run in faulty),
     }, indent=2) + "\n")  # fmt: skip
     draw(found, FIGURES / "policies.png")
 
