@@ -11,6 +11,8 @@ from report import known_sweep as known
 
 from scl_ray import results
 from scl_ray.config import Cell, InputError
+from scl_ray.report.tables import make
+from scl_ray.report.writing import csv
 from scl_ray.results.__main__ import main
 from scl_ray.store import Versioned
 
@@ -201,6 +203,29 @@ def test_objectives_that_differ_in_their_recipe_alone_are_told_apart(tmp_path):
     store.write_record(trial, {k: v for k, v in record.items() if k not in ("schema", "trial")})
     labels = results.load(str(tmp_path), "demo")["objective_label"].cat.categories
     assert {"cross_entropy epochs=20", "cross_entropy epochs=40", "supcon τ=0.07"} <= set(labels)
+
+
+def test_a_parameter_named_like_a_column_is_told_apart_from_it(tmp_path):
+    store = known.write(tmp_path, seeds=(0,))
+    trial = known.trial_id("cross_entropy", "resnet8", 0)
+    record = store.record(trial)
+    record["configuration"]["objective"] = {"name": "mine:loss", "parameters": {"device": 7, "status": "new", "k": 3}}
+    store.write_record(trial, {k: v for k, v in record.items() if k not in ("schema", "trial")})
+    opened = results.open_results(str(tmp_path), "demo")
+    row = opened.trials.set_index("trial").loc[trial]
+    assert (row["objective_device"], row["objective_status"], row["k"]) == (7, "new", 3)
+    reported = pd.read_csv(io.BytesIO(csv(make(opened).trials))).set_index("trial").loc[trial]
+    assert (reported["device"], reported["status"], reported["objective_device"]) == ("cpu", "trained", 7)
+
+
+def test_a_damaged_part_is_named_by_what_reads_it(tmp_path):
+    store = known.write(tmp_path, seeds=(0,))
+    part = store.parts("scores", known.trial_id("cross_entropy", "resnet8", 0))[1]
+    data = bytearray(store.fs.cat_file(part.path))
+    data[len(data) // 4] ^= 0xFF
+    store.fs.pipe_file(part.path, bytes(data))
+    with pytest.raises(InputError, match=f"{part.path}.*run the sweep again"):
+        results.trial_means(str(tmp_path), "demo")
 
 
 def test_curves_maps_and_sample_images(sweep):

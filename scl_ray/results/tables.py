@@ -16,7 +16,8 @@ Records = Mapping[str, Mapping[str, Any]]
 
 _NOT_PARAMETERS = ("training", "views")
 _RESERVED = {"trial", "objective", "objective_label", "backbone", "seed", "dataset", "image", "method", "metric",
-             "facet", "direction", "protocol", "value", "label", "prediction", "confidence", "correct"}  # fmt: skip
+             "facet", "direction", "protocol", "value", "label", "prediction", "confidence", "correct",
+             "status", "epochs", "training_seconds", "device", "host", "finished"}  # fmt: skip
 
 
 def connect(
