@@ -15,6 +15,9 @@ import pytest
 import yaml
 from conftest import ROOT, Outcome, small
 
+from scl_ray import lock
+from scl_ray.store import open_store
+
 Run = Callable[..., Outcome]
 
 
@@ -110,6 +113,34 @@ def test_what_is_new_or_lost_is_computed_and_nothing_else(sweep_copy: Path, run:
     # A lost checkpoint is trained again, to the same weights; its scores are still there.
     assert weights.read_bytes() == first_weights
     assert {path for path in fresh if lost in path and "/scores/" in path} <= more_images
+
+
+def test_pruning_leaves_what_the_same_command_finds_complete(sweep_copy: Path, run: Run) -> None:
+    smaller = [*small("grid.seed=0", "evaluation.metrics=[complexity, ssim_continuity]"), "--out", sweep_copy]
+    before = parts(sweep_copy)
+    listed = run(*smaller, "--prune")
+    assert listed.code == 0, listed.error
+    assert listed.out.count("not in the grid") == 2
+    assert listed.out.count("cells not wanted") == 2
+    assert "nothing was removed" in listed.out
+    assert parts(sweep_copy) == before
+
+    with lock.held(open_store(str(sweep_copy), "demo"), lost=print):
+        refused = run(*smaller, "--prune", "--yes")
+    assert refused.code == 2
+    assert "is being written by" in refused.error
+    assert parts(sweep_copy) == before
+
+    assert run(*smaller, "--prune", "--yes").code == 0
+    kept = parts(sweep_copy)
+    assert len(list((sweep_copy / "demo/trials").iterdir())) == 2
+    assert not [path for path in (sweep_copy / "demo").rglob("*") if path.is_dir() and not list(path.iterdir())]
+    again = run(*smaller)
+    assert again.code == 0, again.error
+    assert not new_since(kept, sweep_copy)
+    metrics = set(pq.read_table(sweep_copy / "demo/scores")["metric"].to_pylist())
+    assert {metric.partition("[")[0] for metric in metrics} == {"complexity", "ssim_continuity"}
+    assert "holds nothing that the configuration does not want" in run(*smaller, "--prune").out
 
 
 def test_a_dry_run_counts_and_writes_nothing(sweep_copy: Path, tmp_path: Path, run: Run) -> None:
@@ -213,6 +244,8 @@ def test_users_own_parts_run_on_the_workers_and_a_failed_trial_is_named(tmp_path
         (["--out=s3://bucket/runs"], "MLFLOW_TRACKING_URI"),
         (["--out=nosuch://bucket"], "nosuch"),
         (["--no-such-flag"], "--no-such-flag"),
+        (["--yes"], "--yes: only confirms --prune"),
+        (["--prune", "--dry-run"], "--prune: goes with none of"),
         (["--set=resources.train.cpus=4096"], "resources"),
     ],
 )
