@@ -205,6 +205,7 @@ def write(runs: Sequence[dict[str, Any]], command: str, seeds: Sequence[int]) ->
         "makespan_over_lower_bound": found,
         "preemptions": [min(run["preempted"] for run in faulty), max(run["preempted"] for run in faulty)],
         "most_restarts_of_a_coordinator": max(run["most_restarts"] for run in faulty),
+        "runs": [" ".join(map(str, run.values())) for run in runs],
     }, indent=2) + "\n")  # fmt: skip
     draw(found, FIGURES / "policies.png")
 
