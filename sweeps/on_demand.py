@@ -11,6 +11,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import time
 
 from scl_ray.config import InputError
@@ -23,20 +24,26 @@ def main(arguments: list[str] | None = None) -> int:
     # Configures Ray by its environment, so nothing imports Ray before it.
     from scl_ray.cluster import connection
 
-    # What was asked for stays until it is withdrawn, even if this process is told to end.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    told_to_end = threading.Event()
     try:
         with connection.connected(options.address):
-            _wait(options)
+            # What was asked for stays until it is withdrawn. Ray, at its start, takes the signal for itself.
+            signal.signal(signal.SIGTERM, lambda *_: told_to_end.set())
+            _wait(options, told_to_end)
     except InputError as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    if told_to_end.is_set():
+        return 128 + signal.SIGTERM
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout.flush()
     os.execvp(options.command[0], options.command)
 
 
-def _wait(options: argparse.Namespace) -> None:
-    """Ask for the slots until they are there. Raises InputError when none comes."""
+def _wait(options: argparse.Namespace, told_to_end: threading.Event) -> None:
+    """Ask for the slots until they are there, or this process is *told_to_end*. Raises InputError when none comes."""
     from ray.autoscaler.sdk import request_resources
 
     slot = {"CPU": options.cpus, "GPU": options.gpus}
@@ -59,7 +66,8 @@ def _wait(options: argparse.Namespace) -> None:
                 needs = " and ".join(f"{amount:g} {resource}" for resource, amount in slot.items())
                 raise InputError(f"no node with {needs} has joined the cluster within {options.within:g} s; "
                                  "look at its autoscaler (`ray status`), or give --within more")  # fmt: skip
-            time.sleep(LOOK_EVERY)
+            if told_to_end.wait(LOOK_EVERY):
+                return
     finally:
         request_resources(bundles=[])
     print(f"{there} of {options.slots} slots are there; beginning", flush=True)
