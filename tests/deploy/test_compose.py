@@ -61,10 +61,10 @@ class Stack:
         lists = (["ps", "--all"], ["volume", "ls"], ["network", "ls"])
         return [line for words in lists for line in _output(["docker", *words, "--quiet", "--filter", label]).split()]
 
-    def mlflow_api(self, path: str, **parameters: Any) -> Any:
+    def mlflow_api(self, call: str, **parameters: Any) -> Any:
         account = ("admin", self.secrets["MLFLOW_PASSWORD"])
-        url = f"http://127.0.0.1:{self.mlflow}/api/2.0/mlflow/{path}"
-        if path.endswith("/search"):
+        url = f"http://127.0.0.1:{self.mlflow}/api/2.0/mlflow/{call}"
+        if call.endswith("/search"):
             answer = requests.post(url, json=parameters, auth=account, timeout=60)
         else:
             answer = requests.get(url, params=parameters, auth=account, timeout=60)
