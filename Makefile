@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep test test-faults lint lock clean
+.PHONY: sweep test test-faults test-docker lint lock clean
 
 sweep: $(READY)
 	$(BIN)/python sweeps/full_grid.py --config sweeps/demo.yaml
@@ -15,6 +15,10 @@ test: $(READY)
 
 test-faults: $(READY)
 	$(BIN)/python -m pytest tests/faults
+
+# Builds the image, and brings up the stack of docker-compose.yml: minutes, and 15 GB.
+test-docker: $(READY)
+	$(BIN)/python -m pytest tests/deploy -m docker
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
