@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Outcome
+from processes import is_alive
 
 SWEEP = Path(__file__).with_name("faults.yaml")
+STEPS = 10  # of an epoch, each of which calls the objective once
 PATIENCE = 240.0  # seconds: how long a slow machine may take for what is certain to come
 
 
@@ -79,7 +81,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Co
 
 
 class Gate:
-    """Halts the sweep's own objective (``training``, 10 calls an epoch) or metric (``shard``) in whatever process."""
+    """Halts the sweep's own objective (``training``) or metric (``shard``) in whatever process."""
 
     until = staticmethod(wait_for)  # for whatever else a test waits for
 
@@ -98,7 +100,7 @@ class Gate:
     def halted(self, kind: str) -> list[int]:
         """The processes that are halted there now."""
         found = [int(path.name.rsplit("-", 1)[1]) for path in self.folder.glob(f"halted-{kind}-*")]
-        return [pid for pid in found if Path(f"/proc/{pid}").exists()]
+        return [pid for pid in found if is_alive(pid)]
 
     def wait(self, kind: str, processes: int = 1) -> list[int]:
         """Return when so many *processes* are halted there: which."""

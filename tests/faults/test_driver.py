@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clusters import cluster
-from faults.conftest import Command, Gate, wait_for
+from faults.conftest import STEPS, Command, Gate, wait_for
 from processes import is_alive, of_session
 from ray.cluster_utils import Cluster
 from undisturbed import assert_same
-
-STEPS = 11  # of an epoch
 
 
 def finished(root: Path) -> dict[str, tuple[int, int]]:

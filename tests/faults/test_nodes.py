@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.conftest import STEPS
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from undisturbed import assert_same
 
 HOUR = 3600
-STEPS = 10  # of an epoch
 CALLS = 2  # of the metric in a shard: for each of two methods
 ENOUGH = "--set=resources.evaluate.memory=1"  # GiB, for a whole shard at once, whatever else the machine does
 NO_ROOM = 10**8  # bytes that are too few for a coordinator

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from clusters import cluster
 from conftest import Outcome
-from faults.conftest import Command, Gate, wait_for
+from faults.conftest import STEPS, Command, Gate, wait_for
 from processes import is_alive, of_session
 from undisturbed import assert_same
 
 WITHIN = 10.0  # seconds from one Ctrl-C to the end
-STEPS = 11  # of an epoch
 
 
 def stop(command: Command, number: int, whole_group: bool = False) -> Outcome:

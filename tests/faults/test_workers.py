@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clusters import cluster
+from faults.conftest import STEPS
 from undisturbed import assert_same
 
-STEPS = 10  # of an epoch
 SHARDS, METHODS = 6, 2
 
 
