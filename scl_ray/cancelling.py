@@ -50,7 +50,7 @@ def cancel(store: Store) -> str:
     """
     holder = lock.holder(store)
     if holder is None:
-        return f"{store.root}: nobody runs this sweep; nothing to stop"
+        return f"{store.name}: nobody runs this sweep; nothing to stop"
     who, latest = lock.describe(holder), holder
     store.write_json(REQUEST, {"token": holder["token"], "pid": os.getpid(), "host": socket.gethostname()})
     try:
@@ -58,12 +58,12 @@ def cancel(store: Store) -> str:
         while time.monotonic() < end:
             now = lock.holder(store)
             if now is None or now["token"] != holder["token"]:
-                return f"{store.root}: stopped {who}; what is finished is kept, and the same command continues"
+                return f"{store.name}: stopped {who}; what is finished is kept, and the same command continues"
             latest = now
             time.sleep(0.5)
     finally:
         store.remove(REQUEST)
     if latest.get("renewed") == holder.get("renewed"):
-        return f"{store.root}: {who} has died without a word; nobody runs this sweep, and the same command continues"
-    raise TimeoutError(f"{store.root}: {who} is alive and did not stop within {WITHIN:.0f} s; "
+        return f"{store.name}: {who} has died without a word; nobody runs this sweep, and the same command continues"
+    raise TimeoutError(f"{store.name}: {who} is alive and did not stop within {WITHIN:.0f} s; "
                        "send it SIGTERM there, or SIGKILL: nothing that is finished is lost")  # fmt: skip

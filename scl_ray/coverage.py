@@ -4,7 +4,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, reduce
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import and_, or_
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from scl_ray import specs
 from scl_ray.config import Cell
 from scl_ray.sealing import Damaged
+from scl_ray.storage import StorageError
 from scl_ray.store import KINDS, Part, Store, gaps
 
 Plan = Mapping[str, Any]  # plan.json
@@ -81,14 +82,17 @@ def protocol_of(cell: Cell) -> str:
     return "published" if published else "corrected"
 
 
-def unscored(store: Store, plan: Plan, trial: str, readouts: Mapping[str, str]) -> Iterator[tuple[Cell, int, int]]:
-    """The plan's cells with the inclusive ranges of ranks on which the trial lacks their score, or the prediction that
-    goes with it. *readouts* are the record's: the explained read-out by protocol."""
+def unscored(
+    store: Store, plan: Plan, scores: Iterable[Part], predictions: Iterable[Part], readouts: Mapping[str, str]
+) -> Iterator[tuple[Cell, int, int]]:  # fmt: skip
+    """The plan's cells with the inclusive ranges of ranks on which a trial lacks their score, or the prediction that
+    goes with it. *scores* and *predictions* are its parts, *readouts* its record's: the explained read-out by protocol.
+    """
     held: dict[Cell | str, list[tuple[int, int]]] = defaultdict(list)
     wanted = {tuple(cell) for cell in plan["cells"]}
-    for part in store.parts("predictions", trial):
+    for part in predictions:
         held[part.holds].append((part.first, part.last))
-    for part in store.parts("scores", trial):
+    for part in scores:
         for versioned in store.held(part):
             if (*versioned.cell, versioned.version) in wanted:
                 held[versioned.cell].append((part.first, part.last))
@@ -107,7 +111,7 @@ def table(store: Store, part: Part, columns: Sequence[str], wanted: ds.Expressio
     try:
         rows = pq.ParquetFile(source, page_checksum_verification=True).read(list(columns), use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
-        raise Damaged(f"{part.path}: is damaged ({error})") from error
+        raise Damaged(f"{store.uri(part.path)}: is damaged ({error})") from error
     return rows if wanted is None else rows.filter(wanted)
 
 
@@ -135,10 +139,13 @@ def damage_named(store: Store, plan: Plan) -> Iterator[None]:
     """Raises Damaged, which names the file, for what reading a damaged part makes Arrow and DuckDB say."""
     try:
         yield
+    except StorageError:  # the storage is away, and would be asked for every part
+        raise
     except (pa.ArrowException, duckdb.InvalidInputException, duckdb.IOException, OSError) as error:
-        for part in (part for trial in plan["trials"] for kind in KINDS for part in store.parts(kind, trial)):
-            if why := store.problem(part.path):
-                raise Damaged(f"{part.path}: {why}") from error
+        for kind in KINDS:
+            for part in chain.from_iterable(store.parts_by_trial(kind, plan["trials"]).values()):
+                if why := store.problem(part.path):
+                    raise Damaged(f"{store.uri(part.path)}: {why}") from error
         raise
 
 

@@ -55,7 +55,7 @@ def held(
                     now = renew()
                 except OSError as error:
                     if time.monotonic() - renewed > storage.PATIENCE:
-                        away(f"{store.root}: {storage.reason(error)}, for {storage.PATIENCE:g} s")
+                        away(f"{store.name}: {storage.reason(error)}, for {storage.PATIENCE:g} s")
                         return
                     continue
                 if now.get("token") != mine["token"]:
@@ -125,7 +125,7 @@ def _is_dead(other: Holder, mine: Holder) -> bool:
 
 
 def _refusal(store: Store, other: Holder) -> InputError:
-    return InputError(f"{store.root}: is being written by {describe(other)}; "
+    return InputError(f"{store.name}: is being written by {describe(other)}; "
                       "wait for it, stop it, or choose another --name")  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 
+from scl_ray.given.config import Comparison
 from scl_ray.plan import SAMPLE, Plan
 from scl_ray.store import KINDS, Part, Store, Versioned, gaps
 
@@ -36,9 +37,12 @@ def mend(store: Store, plan: Plan, console: Console) -> bool:
         found = [damage for each in pool.map(partial(_of_trial, store, plan), plan.trials) for damage in each]
     if store.fs.exists(store.path(SAMPLE_IMAGES)) and (why := store.problem(store.path(SAMPLE_IMAGES))):
         found.append(Damage(SAMPLE_IMAGES, why))
+    is_given = plan.sweep.kind == Comparison.kind
     for path, why in found:
-        done_again = "the trial is trained" if path.startswith("checkpoints/") else "it is computed"
-        console.print(f"damaged: {path} ({why}); {done_again} again", style="yellow")
+        done_again = "it is computed again"
+        if path.startswith("checkpoints/"):
+            done_again = "give this network again" if is_given else "the trial is trained again"
+        console.print(f"damaged: {path} ({why}); {done_again}", style="yellow")
         store.remove(path)
     if found:
         store.remove("report/index.html")
@@ -56,7 +60,11 @@ def _of_trial(store: Store, plan: Plan, trial: str) -> list[Damage]:
     whole: dict[str, list[Part]] = {kind: [] for kind in KINDS}
     for kind in KINDS:
         for part in store.parts(kind, trial):
-            if why := store.problem(part.path):
+            why = store.problem(part.path)
+            if why is None and kind != "predictions" and not store.held(part):
+                # Only from before there were checksums: it can be read, and yet does not say what it holds.
+                why = "its footer is damaged"
+            if why:
                 found.append(damage(part, why))
             else:
                 whole[kind].append(part)

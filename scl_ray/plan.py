@@ -82,16 +82,13 @@ def make(sweep: Sweep, dataset: "Dataset", store: Store, slots: int) -> Plan[Tri
     """Compare what *sweep* wants with what *store* holds. *slots* is how many shards can run at once."""
     trials = {trial.identity(dataset.fingerprint, dataset.image_size): trial for trial in sweep.trials()}
     plan = compare(sweep, trials, dataset, store, slots)
-    for trial_id in [trial_id for trial_id in plan.work if _was_stopped(sweep, store.record(trial_id))]:
-        del plan.work[trial_id]
+    if sweep.early_stopping is not None:
+        rules = sweep.early_stopping.model_dump(mode="json")
+        for trial_id, record in store.records(list(plan.work)).items():
+            # Stopped by the very rules that the sweep still has; by others it might go on.
+            if record["status"] == "stopped" and record["early_stopping"] == rules:
+                del plan.work[trial_id]
     return plan
-
-
-def _was_stopped(sweep: Sweep, record: dict[str, Any] | None) -> bool:
-    """Whether a trial was stopped by the very rules that the sweep still has; by others it might go on."""
-    if sweep.early_stopping is None or record is None or record["status"] != "stopped":
-        return False
-    return bool(record["early_stopping"] == sweep.early_stopping.model_dump(mode="json"))
 
 
 def compare(sweep: Sweep | Comparison, trials: dict[str, T], dataset: "Dataset", store: Store, slots: int) -> Plan[T]:

@@ -5,6 +5,7 @@ A file counts only when it is one that a sweep writes; whatever else lies there 
 
 import contextlib
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -65,7 +66,7 @@ def prune(sweep: Sweep, out: str, console: Console, *, remove: bool) -> None:
         for line in describe(store, found):
             console.print(line)
         if not found:
-            console.print(f"{store.root}: holds nothing that the configuration does not want")
+            console.print(f"{store.name}: holds nothing that the configuration does not want")
         elif not remove:
             console.print("nothing was removed; the same command with --yes removes it")
         else:
@@ -78,7 +79,7 @@ def prune(sweep: Sweep, out: str, console: Console, *, remove: bool) -> None:
 
 def unwanted(store: Store, wanted: Plan) -> list[Unwanted]:
     """What *wanted* does not want, in the order in which it is to be removed."""
-    found = []
+    found, cells = [], frozenset(wanted.cells)
     for kind in KINDS:
         files = store.fs.find(store.path(kind), detail=True)
         for path, info in sorted(files.items()):
@@ -86,12 +87,14 @@ def unwanted(store: Store, wanted: Plan) -> list[Unwanted]:
             if kind in ("checkpoints", "trials") and file and file["trial"] not in wanted.trials:
                 found.append(Unwanted(file["trial"], "not in the grid", kind, path, info["size"]))
             elif kind not in ("checkpoints", "trials") and part and path == store.path(kind, *path.split("/")[-2:]):
-                found.extend(_of_part(store, wanted, kind, part, info["size"]))
-    trials = list(dict.fromkeys(one.trial for one in found))
-    return sorted(found, key=lambda one: (trials.index(one.trial), KINDS.index(one.kind)))
+                found.extend(_of_part(store, wanted, cells, kind, part, info["size"]))
+    place = {trial: number for number, trial in enumerate(dict.fromkeys(one.trial for one in found))}
+    return sorted(found, key=lambda one: (place[one.trial], KINDS.index(one.kind)))
 
 
-def _of_part(store: Store, wanted: Plan, kind: str, part: Part, size: int) -> Iterator[Unwanted]:
+def _of_part(
+    store: Store, wanted: Plan, wanted_cells: frozenset[Versioned], kind: str, part: Part, size: int
+) -> Iterator[Unwanted]:  # fmt: skip
     trial = part.path.split("/")[-2]
     evaluation = wanted.sweep.evaluation
     whole = Unwanted(trial, "", kind, part.path, size)
@@ -104,7 +107,7 @@ def _of_part(store: Store, wanted: Plan, kind: str, part: Part, size: int) -> It
             yield whole._replace(reason="read-out not wanted")
     else:
         cells = store.cells(part)
-        kept = tuple(versioned for versioned in cells if versioned in set(wanted.cells))
+        kept = tuple(versioned for versioned in cells if versioned in wanted_cells)
         last = part.last if kind != "samples" or evaluation.save_maps else min(part.last, SAMPLE - 1)
         if not kept:
             yield whole._replace(reason="cells not wanted")
@@ -118,17 +121,19 @@ def _of_part(store: Store, wanted: Plan, kind: str, part: Part, size: int) -> It
 
 def describe(store: Store, found: Sequence[Unwanted]) -> Iterator[str]:
     """A line for each trial and reason, and one for all."""
-    trials = list(dict.fromkeys(one.trial for one in found))
-    records = store.records(trials)
-    for trial in trials:
-        own = sorted((one for one in found if one.trial == trial), key=lambda one: one.reason)
+    by_trial: dict[str, list[Unwanted]] = defaultdict(list)
+    for one in found:
+        by_trial[one.trial].append(one)
+    records = store.records(list(by_trial))
+    for trial, several_reasons in by_trial.items():
+        own = sorted(several_reasons, key=lambda one: one.reason)
         label = records[trial]["label"] if trial in records else "a trial without a record"
         for reason, group in groupby(own, key=lambda one: one.reason):
             several = list(group)
             kinds = ", ".join(kind for kind in KINDS if kind in {one.kind for one in several})
             yield f"{label} ({trial}): {reason}: {kinds}, {_bytes(several)}"
     if found:
-        yield f"not wanted: {_bytes(found)} in {len(found):,} files of {len(trials):,} trials"
+        yield f"not wanted: {_bytes(found)} in {len(found):,} files of {len(by_trial):,} trials"
 
 
 def take_away(store: Store, one: Unwanted, sample: Sequence[int]) -> None:

@@ -46,7 +46,7 @@ def check_kind(store: Store, kind: str) -> None:
     plan = store.read_json("plan.json")
     held = kind if plan is None else plan.get("kind", "sweep")
     if held != kind:
-        raise InputError(f"{store.root}: holds a {held}, with which a {kind} does not mix; choose another --name")
+        raise InputError(f"{store.name}: holds a {held}, with which a {kind} does not mix; choose another --name")
 
 
 def write_plan(store: Store, plan: Plan, dataset: "Dataset") -> None:
@@ -57,9 +57,10 @@ def write_plan(store: Store, plan: Plan, dataset: "Dataset") -> None:
         return
     # First of all: an older report must not pass for this run's, should the run end before its own is written.
     store.remove("report/index.html")
-    store.write("sweep.yaml", resolved)
-    store.write_json("plan.json", plan.record())
     store.write_table(SAMPLE_IMAGES, _sample_images(plan, dataset))
+    store.write("sweep.yaml", resolved)
+    # Last, since it says that the others are this run's.
+    store.write_json("plan.json", plan.record())
 
 
 def _sample_images(plan: Plan, dataset: "Dataset") -> pa.Table:
@@ -104,8 +105,7 @@ def finish(
     """
     unwritten = None
     try:
-        for trial_id in plan.trials.keys() - failures.keys():
-            store.remove_superseded(trial_id, plan.cells)
+        store.remove_superseded(plan.trials.keys() - failures.keys(), plan.cells)
         if not store.fs.exists(store.path("report/index.html")):
             report.build(out, plan.sweep.name)
     except StorageError as error:

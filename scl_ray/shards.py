@@ -23,7 +23,8 @@ def evaluate(
     may take, how many share what is free, and how much smaller its batches are, as `evaluation.evaluate` says."""
     from scl_ray import evaluation
 
-    kept = shard.maps or shard.cells
+    # All that the maps serve, so that they stay when one of these is no longer wanted.
+    kept = tuple(dict.fromkeys((*shard.maps, *shard.cells)))
     result = evaluation.evaluate(
         checkpoint, dataset, shard.first, shard.last,
         list(dict.fromkeys(v.cell for v in (*shard.cells, *shard.maps))),

@@ -80,6 +80,15 @@ class Store:
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
 
+    def uri(self, full: str) -> str:
+        """The *full* path as users write it: of a remote storage with its protocol."""
+        return full if isinstance(self.fs, LocalFileSystem) else str(self.fs.unstrip_protocol(full))
+
+    @property
+    def name(self) -> str:
+        """The store, as users know it."""
+        return self.uri(self.root)
+
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole or not at all. Raises StorageError, naming it, when that has not worked for long."""
         full = self.path(path)
@@ -88,8 +97,8 @@ class Store:
                 storage.retried(_write_whole, full, data)
             else:
                 self.fs.pipe_file(full, data)
-        except StorageError as error:
-            raise StorageError(f"{full}: {error}") from error
+        except OSError as error:
+            raise StorageError(f"{self.uri(full)}: {storage.reason(error)}") from error
 
     def read(self, path: str) -> bytes | None:
         """The file's content, or None where there is no such file."""
@@ -104,8 +113,10 @@ class Store:
         return bytes(self.fs.cat_file(full))
 
     def remove(self, path: str) -> None:
+        """Remove a file or a folder, if it is there."""
         if self.fs.exists(self.path(path)):
-            self.fs.rm(self.path(path), recursive=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                self.fs.rm(self.path(path), recursive=True)
 
     def write_json(self, path: str, value: Any) -> None:
         self.write(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False).encode())
@@ -119,8 +130,10 @@ class Store:
         try:
             value = json.loads(data)
         except ValueError as error:
-            raise InputError(f"{self.path(path)}: is not JSON ({error}); remove it and run the sweep again") from error
-        _check_schema(self.path(path), value)
+            raise InputError(
+                f"{self.uri(self.path(path))}: is not JSON ({error}); remove it and run the sweep again"
+            ) from error
+        _check_schema(self.uri(self.path(path)), value)
         return value
 
     def write_table(self, path: str, table: pa.Table, about: Mapping[str, Any] | None = None) -> None:
@@ -132,6 +145,13 @@ class Store:
         if isinstance(self.fs, LocalFileSystem):
             return storage.retried(_problem_on_disk, path)
         return sealing.problem(io.BytesIO(self._content(path)))  # in one request
+
+    def read_table(self, path: str) -> pa.Table:
+        """The Parquet file at the full *path*. Raises Damaged where it is not as it was written."""
+        data = self._content(path)
+        if why := sealing.problem(io.BytesIO(data)):
+            raise Damaged(f"{self.uri(path)}: {why}")
+        return pq.read_table(pa.BufferReader(data))
 
     def remove_leftovers(self) -> None:
         """Remove what a killed writer left of files it had not finished. Only for the sweep's one writer."""
@@ -156,7 +176,15 @@ class Store:
         return {trial: self._json(f"trials/{trial}.json", text) for trial, text in held.items()}
 
     def write_record(self, trial: str, record: Mapping[str, Any]) -> None:
+        """Write what is known of a trial. Whatever becomes of it, the record goes on saying whose its results are: the
+        weights' that it was last trained to."""
+        if "weights_sha256" not in record and (weights := self._weights(trial)):
+            record = {**record, "weights_sha256": weights}
         self.write_json(f"trials/{trial}.json", {"schema": SCHEMA, "trial": trial, **record})
+
+    def _weights(self, trial: str) -> str | None:
+        """The SHA-256 of the weights whose results the trial's are, where that is known."""
+        return (self.record(trial) or {}).get("weights_sha256")
 
     def write_checkpoint(self, trial: str, files: Mapping[str, bytes]) -> str:
         """Write a checkpoint's files. Returns the SHA-256 of its weights, which belongs into the trial's record.
@@ -165,9 +193,11 @@ class Store:
         the same again; values of two networks never mix.
         """
         weights = hashlib.sha256(files["weights.safetensors"]).hexdigest()
-        if (self.record(trial) or {}).get("weights_sha256", weights) != weights:
+        if self._weights(trial) != weights:
             for kind in KINDS:
                 self.remove(f"{kind}/{trial}")
+            # Last, since it says what they were; and before the checkpoint, of which it says nothing true.
+            self.remove(f"trials/{trial}.json")
         # checkpoint.json is the first to go and the last to be written: where it is, the checkpoint is whole.
         self.remove(f"checkpoints/{trial}/checkpoint.json")
         for name in sorted(files, key=lambda name: name == "checkpoint.json"):
@@ -179,7 +209,7 @@ class Store:
         names = ("weights.safetensors", "checkpoint.json")
         files = {name: self._content(self.path("checkpoints", trial, name)) for name in names}
         if why := _problem(files["checkpoint.json"], files["weights.safetensors"]):
-            raise Damaged(f"{self.path('checkpoints', trial)}: {why}")
+            raise Damaged(f"{self.uri(self.path('checkpoints', trial))}: {why}")
         return files
 
     def drop_checkpoint(self, trial: str) -> None:
@@ -250,8 +280,8 @@ class Store:
             with self.fs.open(part.path, "rb") as file:
                 footer = sealing.footer(file)
             if footer is None or "cells" not in footer:
-                raise Damaged(f"{part.path}: its footer is damaged")
-            _check_schema(part.path, footer)
+                raise Damaged(f"{self.uri(part.path)}: its footer is damaged")
+            _check_schema(self.uri(part.path), footer)
             self._cells[part.holds] = tuple(Versioned(Cell(*names), version) for *names, version in footer["cells"])
         return self._cells[part.holds]
 
@@ -303,28 +333,26 @@ class Store:
         except Damaged:
             return ()
 
-    def remove_superseded(self, trial: str, current: Iterable[Versioned]) -> None:
-        """Remove scores of older versions of the *current* cells, all of which must be held."""
+    def remove_superseded(self, trials: Iterable[str], current: Iterable[Versioned]) -> None:
+        """Remove the *trials'* scores of older versions of the *current* cells, all of which must be held."""
         version = {v.cell: v.version for v in current}
         for kind in ("scores", "curves", "samples"):
-            for part in self.parts(kind, trial):
-                cells = self.cells(part)
-                kept = [v for v in cells if version.get(v.cell, v.version) == v.version]
-                if len(kept) < len(cells):
-                    self.keep(kind, trial, part, kept, part.last)
+            for trial, parts in self.parts_by_trial(kind, trials).items():
+                for part in parts:
+                    cells = self.cells(part)
+                    kept = [v for v in cells if version.get(v.cell, v.version) == v.version]
+                    if len(kept) < len(cells):
+                        self.keep(kind, trial, part, kept, part.last)
 
     def keep(self, kind: str, trial: str, part: Part, cells: Sequence[Versioned], last: int,
              images: Sequence[int] | None = None) -> None:  # fmt: skip
         """Have a part hold no more than *cells*, up to the rank *last*; without cells it goes. *images*: those up to
-        *last*, where this is less than the part holds."""
+        *last*, where this is less than the part holds. Raises Damaged where it is not as it was written."""
         if cells:
-            table = rows_of(self._table(part), cells)
+            table = rows_of(self.read_table(part.path).drop_columns("trial"), cells)
             table = table if images is None else table.filter(pc.field("image").isin(images))
             self.write_part(kind, trial, evaluation(cells), part.first, last, table, cells)
         self.fs.rm_file(part.path)
-
-    def _table(self, part: Part) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self._content(part.path))).drop_columns("trial")
 
 
 def open_store(out: str, name: str) -> Store:

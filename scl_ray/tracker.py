@@ -83,13 +83,13 @@ class Tracker:
         self._networks |= {trial: record for trial, record in trials.items() if record.get("status") == "trained"}
         return None
 
-    def _log_networks(self) -> TrackingError | None:
+    def _log_networks(self) -> TrackingError | InputError | None:
         """Log networks that wait: one, and another while nothing else has happened."""
         if not self._networks or self._closing.is_set():
             return None
         try:
             lacking = log_networks(self._uri, self._name, self._store, self._networks.values(), self._is_idle)
-        except TrackingError as error:
+        except (TrackingError, InputError) as error:  # InputError: a checkpoint that is damaged
             return error
         self._networks = {trial: record for trial, record in self._networks.items() if trial in lacking}
         return None

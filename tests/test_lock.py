@@ -211,7 +211,7 @@ def test_a_storage_that_is_away_takes_the_lock_from_nobody(monkeypatch: pytest.M
             server.away.set()
             _until(lambda: gone)
         assert len(gone) == 1
-        assert gone[0].startswith(f"{store.root}: ")
+        assert gone[0].startswith(f"{store.name}: ")
         assert gone[0].endswith("for 0.5 s")
 
 

@@ -107,6 +107,6 @@ def test_a_metric_whose_definition_changes_is_computed_again_and_its_old_values_
     (shard,) = second.work[trial].shards
     assert [(v.cell.metric, v.version) for v in shard.cells] == [("complexity", "1-7")]
     evaluated([shard])
-    store.remove_superseded(trial, second.cells)
+    store.remove_superseded([trial], second.cells)
     assert held() == [("saliency", "complexity", "1-7"), ("saliency", "sparseness", "1-1")]
     assert planned(*asked).work[trial].shards == ()

@@ -41,8 +41,9 @@ def finish(store: Store, digits: Dataset, wanted: Sweep) -> None:
     planned = plan.make(wanted, digits, store, slots=1)
     store.write_json("plan.json", planned.record())
     for trial, work in planned.work.items():
-        store.write_checkpoint(trial, {"weights.safetensors": b"weights", "checkpoint.json": b"{}"})
-        store.write_record(trial, {**planned.trial_record(work.trial), "status": "trained", "epochs": []})
+        weights = store.write_checkpoint(trial, {"weights.safetensors": b"weights", "checkpoint.json": b"{}"})
+        about = {"status": "trained", "weights_sha256": weights, "epochs": []}
+        store.write_record(trial, planned.trial_record(work.trial) | about)
         for shard in work.shards:
             images = digits.evaluation_order[shard.first : shard.last + 1].astype("int32")
             for readout in shard.readouts:
@@ -99,7 +100,7 @@ def test_what_is_not_wanted_goes_and_nothing_is_missing_at_any_moment(
         for kind in ("scores", "samples"):
             parts = store.parts(kind, trial)
             assert {v for part in parts for v in store.cells(part)} == set(planned.cells)
-            rows = sum(store._table(part).num_rows for part in parts)
+            rows = sum(store.read_table(part.path).num_rows for part in parts)
             images = planned.images if kind == "scores" or wanted.evaluation.save_maps else SAMPLE
             methods = {v.cell.method for v in planned.cells if "published" not in v.cell.method}
             assert rows == images * (len(planned.cells) if kind == "scores" else len(methods))

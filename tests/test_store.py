@@ -7,6 +7,7 @@ import os
 import random
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from scl_ray import checkpoint, sealing, storage
 from scl_ray.config import Cell, InputError
 from scl_ray.sealing import Damaged
+from scl_ray.storage import StorageError
 from scl_ray.store import SCHEMA, Shard, Store, Versioned, evaluation, gaps, open_store
 
 COMPLEXITY = Versioned(Cell("grad_cam", "complexity"), "1.1")
@@ -108,7 +110,7 @@ def test_superseded_rows_go_and_the_others_stay(store: Store) -> None:
     write(store, 0, 63, [SALIENCY])
     newer = COMPLEXITY._replace(version="1.2")
     write(store, 0, 63, [newer])
-    store.remove_superseded("t1", [newer, SPARSENESS])
+    store.remove_superseded(["t1"], [newer, SPARSENESS])
     held = {versioned for part in store.parts("scores", "t1") for versioned in store.cells(part)}
     # A cell that this run does not want is left alone: another configuration may want it.
     assert held == {newer, SPARSENESS, SALIENCY}
@@ -157,7 +159,7 @@ def test_what_would_fail_again_is_not_tried_again(store: Store, monkeypatch: pyt
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("os.fsync", denied)
-    with pytest.raises(OSError, match=r"/a/b: Permission denied"):
+    with pytest.raises(StorageError, match=r"/a/b: Permission denied"):
         store.write("a/b", b"x")
     assert len(tries) == 1
 
@@ -167,7 +169,9 @@ def test_records_and_checkpoints(store: Store) -> None:
     assert not store.is_trained("t1")
     store.write_record("t1", {"status": "trained"})
     assert not store.is_trained("t1")
-    store.write_checkpoint("t1", {"checkpoint.json": b"{}", "weights.safetensors": b"w"})
+    weights = store.write_checkpoint("t1", {"checkpoint.json": b"{}", "weights.safetensors": b"w"})
+    assert not store.is_trained("t1")  # what was known was of another network
+    store.write_record("t1", {"status": "trained", "weights_sha256": weights})
     assert store.is_trained("t1")
     assert store.read_checkpoint("t1")["weights.safetensors"] == b"w"
     store.remove("checkpoints/t1")
@@ -260,8 +264,48 @@ def test_results_of_other_weights_go(store: Store) -> None:
     write(store, 0, 63, [COMPLEXITY])
     train(b"one")
     assert store.missing("t1", [COMPLEXITY], [], 64, 64) == []
+    # Whose results they are is known although training went wrong meanwhile.
+    store.drop_checkpoint("t1")
+    store.write_record("t1", {"status": "failed"})
+    train(b"one")
+    assert store.missing("t1", [COMPLEXITY], [], 64, 64) == []
+    store.write_record("t1", {"status": "failed"})
     train(b"another")
     assert store.missing("t1", [COMPLEXITY], [], 64, 64) == [Shard(0, 63, (COMPLEXITY,), ())]
+    # Where it is not known, as in stores from before there were checksums, they go too.
+    write(store, 0, 63, [COMPLEXITY])
+    store.remove("trials/t1.json")
+    train(b"another")
+    assert store.missing("t1", [COMPLEXITY], [], 64, 64) == [Shard(0, 63, (COMPLEXITY,), ())]
+
+
+def test_between_two_networks_no_moment_calls_the_new_one_trained(store: Store) -> None:
+    """A kill after the checkpoint is whole and before its record is would else leave the record of another network."""
+    store.write_record("t1", {"status": "trained", "weights_sha256": "of another"})
+    store.write_checkpoint("t1", {"weights.safetensors": b"w", "checkpoint.json": b"{}"})
+    assert not store.is_trained("t1")
+
+
+def test_what_is_kept_of_a_part_is_checked_before_it_gets_a_new_checksum(store: Store) -> None:
+    write(store, 0, 63, [COMPLEXITY, SPARSENESS])
+    (part,) = store.parts("scores", "t1")
+    whole = bytearray(Path(part.path).read_bytes())
+    whole[20] ^= 1
+    Path(part.path).write_bytes(whole)
+    with pytest.raises(Damaged, match=r"-000000-000063\.parquet: its checksum differs; run the sweep again"):
+        store.keep("scores", "t1", part, [COMPLEXITY], part.last)
+    assert Path(part.path).read_bytes() == whole
+    assert store.parts("scores", "t1") == [part]
+
+
+def test_a_store_is_named_as_users_write_it(store: Store, tmp_path: Path) -> None:
+    assert store.name == f"{tmp_path}/demo"
+    remote = open_store("memory://runs", "demo")
+    assert fsspec.core.url_to_fs(remote.name)[1] == remote.root
+    remote.write("plan.json", b"{")
+    with pytest.raises(InputError, match=r"^memory://.*/demo/plan\.json: is not JSON"):
+        remote.read_json("plan.json")
+    remote.remove("plan.json")
 
 
 def test_what_resuming_takes_is_whole_or_nothing(store: Store) -> None:

@@ -213,13 +213,12 @@ def _scheduler(stopping: EarlyStopping | None, plan: Plan[Trial], store: Store) 
         reduction_factor=stopping.reduction_factor,
         stop_last_trials=False,
     )
-    for trial_id, trial in plan.trials.items():
-        record = store.record(trial_id)
-        if record is None or (trial_id in plan.work and plan.work[trial_id].train):
+    for trial_id, record in store.records(list(plan.trials)).items():
+        if trial_id in plan.work and plan.work[trial_id].train:
             continue
         ended = SimpleNamespace(trial_id=trial_id)
         scheduler.on_trial_add(None, ended)
-        _tell(scheduler, ended, record["epochs"], trial.training.epochs)
+        _tell(scheduler, ended, record["epochs"], plan.trials[trial_id].training.epochs)
     return cast(ASHAScheduler, scheduler)
 
 

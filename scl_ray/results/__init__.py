@@ -3,7 +3,6 @@
 Only what ``plan.json`` covers is read: its trials, its cells in their current versions, its images.
 """
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +13,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
-from scl_ray import coverage, sealing
+from scl_ray import coverage
 from scl_ray.config import InputError
 from scl_ray.results import means, tables
 from scl_ray.results.tables import plain
-from scl_ray.sealing import Damaged
 from scl_ray.store import Store, open_store
 
 __all__ = [
@@ -91,13 +88,14 @@ def missing(out: str | Results, name: str = "") -> pd.DataFrame:
     are read. Raises InputError where no sweep of that name is.
     """
     store, plan, records = (out.store, out.plan, out.records) if isinstance(out, Results) else _read(out, name)
+    scores, predictions = (store.parts_by_trial(kind, plan["trials"]) for kind in ("scores", "predictions"))
     rows: list[tuple[object, ...]] = []
     for trial in plan["trials"]:
         record = records.get(trial)
         if record is None or record["status"] != "trained":
             rows.append((trial, record["label"] if record else trial, "training", None, None, None, None))
         else:
-            lacks = coverage.unscored(store, plan, trial, record["readouts"])
+            lacks = coverage.unscored(store, plan, scores[trial], predictions[trial], record["readouts"])
             rows += [(trial, record["label"], "scores", *cell, first, last) for cell, first, last in lacks]
     table = pd.DataFrame(rows, columns=["trial", "label", "what", "method", "metric", "first", "last"])
     return table.astype({"first": "Int64", "last": "Int64"})
@@ -132,12 +130,10 @@ def common_images(results: Results) -> pd.DataFrame:
 
 def sample_images(results: Results) -> dict[int, tuple[int, np.ndarray]]:
     """The sample: image index -> (label, pixels (C,H,W) uint8), in the order of the evaluation."""
-    data = results.store.read("samples/images.parquet")
-    if data is None:
+    try:
+        rows = results.store.read_table(results.store.path("samples/images.parquet")).to_pylist()
+    except FileNotFoundError:
         return {}
-    if why := sealing.problem(io.BytesIO(data)):
-        raise Damaged(f"{results.store.path('samples/images.parquet')}: {why}")
-    rows = pq.read_table(pa.BufferReader(data)).to_pylist()
     return {
         row["image"]: (
             row["label"],
@@ -184,6 +180,6 @@ def _read(out: str, name: str) -> tuple[Store, dict[str, Any], dict[str, dict[st
     plan = store.read_json("plan.json")
     if plan is None:
         raise InputError(
-            f"{store.root}: holds no sweep (plan.json is missing); give --out and --name of a finished run"
+            f"{store.name}: holds no sweep (plan.json is missing); give --out and --name of a finished run"
         )
     return store, plan, store.records(plan["trials"])

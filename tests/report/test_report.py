@@ -164,7 +164,7 @@ def test_no_image_that_all_classify_correctly_is_said(tmp_path):
     store = known.write(tmp_path, seeds=(0,))
     trial = known.trial_id("supcon τ=0.5", "resnet8", 0)
     for part in store.parts("predictions", trial):
-        table = store._table(part)
+        table = store.read_table(part.path).drop_columns("trial")
         wrong = table.set_column(table.column_names.index("prediction"), "prediction",
                                  [(table["label"].to_numpy() + 1).astype(np.int32) % 10])  # fmt: skip
         store.write_part("predictions", trial, part.holds, part.first, part.last, wrong)
