@@ -1,7 +1,7 @@
 """What of a store is not as it was written: found, named and removed, so that the run that follows computes it anew."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -24,24 +24,26 @@ class Damage(NamedTuple):
     why: str
 
 
-def mend(store: Store, plan: Plan, console: Console) -> bool:
+def mend(store: Store, plan: Plan, console: Console, *, checkpoints: Collection[str] = ()) -> bool:
     """Remove what is damaged of the *plan*'s trials, each named on the *console*. Returns whether there was anything:
     the plan is then to be made again.
 
-    Every part is read whole; of a checkpoint the size is compared, since its bytes are when it is used. The report goes
-    with what it was made of.
+    Every part is read whole; of a checkpoint the size is compared, since its bytes are when it is used, but for those
+    of *checkpoints*, which are read too. The report goes with what it was made of.
     """
     # On a disk, hashing takes the time, and leaves Python's lock alone; elsewhere, waiting for answers.
     threads = len(os.sched_getaffinity(0)) if isinstance(store.fs, LocalFileSystem) else REQUESTS
     with ThreadPoolExecutor(threads) as pool:
-        found = [damage for each in pool.map(partial(_of_trial, store, plan), plan.trials) for damage in each]
+        found = [
+            damage for each in pool.map(partial(_of_trial, store, plan, checkpoints), plan.trials) for damage in each
+        ]
     if store.fs.exists(store.path(SAMPLE_IMAGES)) and (why := store.problem(store.path(SAMPLE_IMAGES))):
         found.append(Damage(SAMPLE_IMAGES, why))
     is_given = plan.sweep.kind == Comparison.kind
     for path, why in found:
         done_again = "it is computed again"
         if path.startswith("checkpoints/"):
-            done_again = "give this network again" if is_given else "the trial is trained again"
+            done_again = "it comes back when its file is given" if is_given else "the trial is trained again"
         console.print(f"damaged: {path} ({why}); {done_again}", style="yellow")
         store.remove(path)
     if found:
@@ -49,12 +51,12 @@ def mend(store: Store, plan: Plan, console: Console) -> bool:
     return bool(found)
 
 
-def _of_trial(store: Store, plan: Plan, trial: str) -> list[Damage]:
+def _of_trial(store: Store, plan: Plan, checkpoints: Collection[str], trial: str) -> list[Damage]:
     def damage(part: Part, why: str) -> Damage:
         return Damage(part.path.removeprefix(store.path("")), why)
 
     found = []
-    if why := store.checkpoint_problem(trial):
+    if why := store.checkpoint_problem(trial, is_read=trial in checkpoints):
         # Without it the whole checkpoint counts as lost.
         found.append(Damage(f"checkpoints/{trial}/checkpoint.json", why))
     whole: dict[str, list[Part]] = {kind: [] for kind in KINDS}

@@ -206,24 +206,29 @@ class Store:
 
     def read_checkpoint(self, trial: str) -> dict[str, bytes]:
         """A checkpoint's files. Raises Damaged where they are not as they were written."""
-        names = ("weights.safetensors", "checkpoint.json")
-        files = {name: self._content(self.path("checkpoints", trial, name)) for name in names}
+        folder, names = self.path("checkpoints", trial), ("weights.safetensors", "checkpoint.json")
+        try:
+            files = {name: self._content(f"{folder}/{name}") for name in names}
+        except FileNotFoundError as error:
+            raise Damaged(f"{self.uri(folder)}: one of its two files is missing") from error
         if why := _problem(files["checkpoint.json"], files["weights.safetensors"]):
-            raise Damaged(f"{self.uri(self.path('checkpoints', trial))}: {why}")
+            raise Damaged(f"{self.uri(folder)}: {why}")
         return files
 
     def drop_checkpoint(self, trial: str) -> None:
         """Have a trial trained again: without its checkpoint.json, a checkpoint counts as lost."""
         self.remove(f"checkpoints/{trial}/checkpoint.json")
 
-    def checkpoint_problem(self, trial: str) -> str | None:
-        """What is wrong with a checkpoint, as a clause, as far as its size tells."""
-        written = self.read(f"checkpoints/{trial}/checkpoint.json")
+    def checkpoint_problem(self, trial: str, *, is_read: bool = False) -> str | None:
+        """What is wrong with a checkpoint, as a clause, as far as its size tells, or its bytes where it *is_read*."""
+        written, weights = self.read(f"checkpoints/{trial}/checkpoint.json"), f"checkpoints/{trial}/weights.safetensors"
         if written is None:
             return None
         try:
+            if is_read:
+                return _problem(written, self._content(self.path(weights)))
             size = json.loads(written).get("weights_bytes")
-            found = self.fs.size(self.path("checkpoints", trial, "weights.safetensors"))
+            found = self.fs.size(self.path(weights))
         except ValueError:
             return "checkpoint.json is damaged"
         except FileNotFoundError:

@@ -48,8 +48,10 @@ def run(asked: Asked, out: str, console: Console) -> int:
     with lock.held(store, lost=session.leave):
         store.remove_leftovers()
         plan = _plan(asked, given, store, console)
-        if mending.mend(store, plan, console):
+        # A network that joined earlier cannot be made anew here, so it is known before all else whether it is whole.
+        if mending.mend(store, plan, console, checkpoints=plan.work):
             plan = _plan(asked, given, store, console)
+        _try(plan, asked, given, store)
         session.write_plan(store, plan, given.dataset)
         failures = _evaluate(plan, given, store, console)
         return session.finish(plan, store, out, uri, failures, True, console)
@@ -59,6 +61,7 @@ def describe(asked: Asked, out: str, console: Console) -> None:
     """Print what `run` would do and about how long it would take. Writes nothing."""
     given, store = _given(asked), open_store(out, asked.name)
     plan = _plan(asked, given, store, console)
+    _try(plan, asked, given, store)
     size, missing, passes, seconds = given.dataset.image_size, 0, 0, 0.0
     for trial_id, work in plan.work.items():
         count = sum(shard.images * planning.forward_passes([v.cell for v in (*shard.cells, *shard.maps)], size)
@@ -102,7 +105,7 @@ def _given(asked: Asked) -> _Given:
 
 
 def _plan(asked: Asked, given: _Given, store: Store, console: Console) -> Plan[Network]:
-    """What is to be done, with every network tried that has something missing."""
+    """What is to be done."""
     session.check_kind(store, Comparison.kind)
     known, left_out = joining.earlier(store, given.dataset, len(asked.mean), asked.dataset.validation)
     for reason in left_out:
@@ -111,11 +114,14 @@ def _plan(asked: Asked, given: _Given, store: Store, console: Console) -> Plan[N
     comparison = Comparison(
         name=asked.name, dataset=asked.dataset, networks=list(trials.values()), evaluation=asked.evaluation
     )
-    plan = planning.compare(comparison, trials, given.dataset, store, SLOTS)
+    return planning.compare(comparison, trials, given.dataset, store, SLOTS)
+
+
+def _try(plan: Plan[Network], asked: Asked, given: _Given, store: Store) -> None:
+    """Raise InputError unless every network that lacks something suits what is asked for."""
     for trial_id, work in plan.work.items():
         classifier = _classifier(store, trial_id, given.classifiers)
         joining.check(classifier, _seen_by(work.trial, classifier, given.dataset), asked.evaluation)
-    return plan
 
 
 def _evaluate(plan: Plan[Network], given: _Given, store: Store, console: Console) -> dict[str, str]:

@@ -338,6 +338,33 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
+def test_a_damaged_network_is_named_and_comes_back_from_its_file(
+    home: Path, tmp_path: Path, evaluate: Run
+) -> None:  # fmt: skip
+    small = {"out": tmp_path, "methods": "saliency", "metrics": "complexity"}
+    assert evaluate(**small).code == 0
+    (weights,) = tmp_path.glob("evaluation/checkpoints/*/weights.safetensors")
+    (part,) = tmp_path.glob("evaluation/scores/*/*.parquet")
+    whole, written = weights.read_bytes(), part.stat().st_mtime_ns
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    # It is noticed by whoever needs it, here for another metric, and holds nobody up.
+    small["metrics"] = ("complexity", "sparseness")
+    done = evaluate(checkpoint="net1.safetensors", **small)
+    assert done.code == 0, done.error
+    named = f"damaged: checkpoints/{weights.parent.name}/checkpoint.json (the checksum of weights.safetensors differs)"
+    assert f"{named}; it comes back when its file is given" in done.out
+    assert set(results.load(str(tmp_path), "evaluation")["objective_label"]) == {"net1"}
+    done = evaluate(**small)
+    assert done.code == 0, done.error
+    assert weights.read_bytes() == whole
+    assert part.stat().st_mtime_ns == written
+    assert set(results.load(str(tmp_path), "evaluation")["objective_label"]) == {"net0", "net1"}
+    weights.unlink()
+    done = evaluate("--dry-run", checkpoint="net1.safetensors", **small | {"metrics": METRICS})
+    assert done.code == 2
+    assert f"checkpoints/{weights.parent.name}: one of its two files is missing; run the sweep again" in done.error
+
+
 def test_networks_keep_their_names_and_sweeps_their_folders(home: Path, out: Path, evaluate: Run) -> None:
     taken = evaluate(label="renamed", out=out)
     assert taken.code == 2
