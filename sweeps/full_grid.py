@@ -2,6 +2,7 @@
 
     python sweeps/full_grid.py --config sweeps/demo.yaml            # on a local Ray in this process
     python sweeps/full_grid.py --address auto                       # on the cluster this machine belongs to
+    python sweeps/full_grid.py --config sweeps/demo.yaml --status   # says where it stands, whoever runs it
     python sweeps/full_grid.py --config sweeps/demo.yaml --cancel   # stops it, from another terminal or machine
     python sweeps/full_grid.py --config sweeps/demo.yaml --prune    # lists what the configuration no longer wants
 
@@ -45,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
+    if options.status and (options.dry_run or options.cancel or options.prune or options.address):
+        raise InputError("--status: goes with none of --dry-run, --cancel, --prune and --address; it finds the sweep "
+                         "by --out and its name")  # fmt: skip
     if options.cancel and (options.dry_run or options.address):
         raise InputError(
             "--cancel: goes with neither --dry-run nor --address; it finds the sweep by --out and its name"
@@ -54,6 +58,11 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     if options.yes and not options.prune:
         raise InputError("--yes: only confirms --prune; leave it out")
     sweep = config.load(options.config, options.set, options.name)
+    if options.status:
+        from scl_ray import status
+
+        status.describe(sweep, options.out, console)
+        return 0
     if options.prune:
         from scl_ray.pruning import prune
 
@@ -90,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=YAML",
                         help="override one setting, for example --set training.epochs=3")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how long; write nothing")
+    parser.add_argument("--status", action="store_true", help="say where the sweep stands, whoever runs it")
     parser.add_argument("--cancel", action="store_true", help="stop the process that runs this sweep, wherever it is")
     parser.add_argument("--prune", action="store_true",
                         help="list trials, checkpoints and parts that the configuration no longer wants")  # fmt: skip

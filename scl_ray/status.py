@@ -1,0 +1,107 @@
+"""Where a sweep stands, told by its store alone: also while somebody else's process runs it, and without its data."""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from rich.console import Console
+
+from scl_ray import lock
+from scl_ray.config import Sweep
+from scl_ray.results import missing, open_results
+from scl_ray.store import open_store
+
+State = Literal["waiting", "training", "evaluating", "done", "failed", "stopped"]
+STATES: tuple[State, ...] = ("waiting", "training", "evaluating", "done", "failed", "stopped")
+UNTRAINED: tuple[State, ...] = ("waiting", "training", "failed")
+
+
+def describe(sweep: Sweep, out: str, console: Console) -> None:
+    """Print who runs the *sweep* below *out*, its trials by state, the scores held of those wanted, what is missing.
+
+    It is the last run's plan that is compared with what is there. Raises InputError where there is no such sweep.
+    """
+    holder = lock.holder(open_store(out, sweep.name))
+    results = open_results(out, sweep.name)
+    store, plan, records = results.store, results.plan, results.records
+    files = {path.removeprefix(f"{store.root}/"): info for path, info in store.fs.find(store.root, detail=True).items()}
+    cells, lacks = len(plan["cells"]), dict.fromkeys(plan["trials"], 0)
+    row: Any
+    for row in missing(results).itertuples():
+        lacks[row.trial] += cells * plan["images"] if row.what == "training" else row.last - row.first + 1
+    states = {trial: _state(trial, records.get(trial), lacks[trial], files) for trial in plan["trials"]}
+    by_state: dict[State, list[str]] = defaultdict(list)
+    for trial, state in states.items():
+        by_state[state].append(trial)
+
+    console.print(f"sweep   {store.name}: {_runner(holder)}", soft_wrap=True)
+    counts = ", ".join(f"{len(by_state[state]):,} {state}" for state in STATES if by_state[state])
+    console.print(f"trials  {len(states):,}: {counts}")
+    # Of what was stopped early nothing is wanted any more.
+    going = [trial for trial in states if states[trial] != "stopped"]
+    wanted, lacking = len(going) * cells * plan["images"], sum(lacks[trial] for trial in going)
+    console.print(f"scores  {wanted - lacking:,} of {wanted:,}")
+    labels = _labels(sweep, plan, records, [*by_state["training"], *by_state["evaluating"]])
+    for trial in by_state["training"]:
+        console.print(f"training    {labels[trial]} ({trial})")
+    for trial in by_state["evaluating"]:
+        held = cells * plan["images"] - lacks[trial]
+        console.print(f"evaluating  {labels[trial]} ({trial}): {held:,} of {cells * plan['images']:,} scores")
+    for trial in by_state["stopped"]:
+        console.print(f"stopped     {records[trial]['label']} ({trial}): {records[trial]['reason']}", soft_wrap=True)
+    for trial in by_state["failed"]:
+        console.print(f"failed      {records[trial]['label']} ({trial}): {records[trial]['error']}", soft_wrap=True)
+    if (latest := max(filter(None, map(_written, files, files.values())), default=None)) is not None:
+        console.print(f"written {latest:%F %T} UTC, for the last time")
+    untrained = sum(len(by_state[state]) for state in UNTRAINED)
+    what = ", ".join([
+        *([f"the training of {untrained:,} trial{'s' * (untrained > 1)}"] if untrained else []),
+        *([f"{lacking:,} scores"] if lacking else []),
+        *(["the report"] if "report/index.html" not in files else []),
+    ])  # fmt: skip
+    console.print(f"missing {what or 'nothing: the sweep is complete'}")
+    if what and holder is None:
+        console.print("go on   by the command that started it: what is finished is not computed again")
+
+
+def _state(trial: str, record: Mapping[str, Any] | None, lacks: int, files: Mapping[str, Any]) -> State:
+    """The trial's state, as far as the store tells: of one that trains, it holds what resuming needs."""
+    checkpoint = f"checkpoints/{trial}"
+    if record is not None and record["status"] == "trained" and f"{checkpoint}/checkpoint.json" in files:
+        return "evaluating" if lacks else "done"
+    if record is not None and record["status"] == "stopped":
+        return "stopped"
+    if record is not None and record["status"] == "failed":
+        return "failed"
+    return "training" if f"{checkpoint}/resume.pt" in files else "waiting"
+
+
+def _runner(holder: lock.Holder | None) -> str:
+    if holder is None:
+        return "nobody runs it"
+    silent = time.time() - holder["renewed"] / 1e9
+    # Clocks of two hosts may differ by a few seconds.
+    if silent > 2 * lock.LEASE:
+        return f"{lock.describe(holder)} ran it and has not been heard of for {silent / 60:.0f} min"
+    return f"run by {lock.describe(holder)}"
+
+
+def _labels(
+    sweep: Sweep, plan: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], shown: Sequence[str]
+) -> dict[str, str]:
+    """What people call the trials: by their records, or by the configuration if that is the one that was run."""
+    labels = {trial: records[trial]["label"] for trial in shown if trial in records}
+    if len(labels) < len(shown):
+        of = (plan["dataset"]["fingerprint"], plan["dataset"]["image_size"])
+        labels = {trial.identity(*of): trial.label for trial in sweep.trials()} | labels
+    return {trial: labels.get(trial, "a trial without a record") for trial in shown}
+
+
+def _written(path: str, info: Mapping[str, Any]) -> datetime | None:
+    """When a result was written, as the filesystem tells; the lock and Tune's scratch are none."""
+    if path.startswith("."):
+        return None
+    when = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or info.get("created")
+    return datetime.fromtimestamp(when, UTC) if isinstance(when, (int, float)) else when
