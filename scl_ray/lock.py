@@ -143,9 +143,9 @@ def _on_disk(store: Store, mine: Holder) -> Iterator[Callable[[], Holder]]:
             # This filesystem may not carry flock between hosts, so another host's lease decides.
             if _renewed(lambda: _renewal(path), remaining=LEASE - _age(path)):
                 raise _refusal(store, other)
-            if not is_free:
+            if is_free is False:
                 file = stack.enter_context(_replaced(path))
-        elif not is_free:
+        elif is_free is False or (is_free is None and other and not _is_dead(other, mine)):
             raise _refusal(store, other)
         _put(file, mine)
 
@@ -163,7 +163,8 @@ def _on_disk(store: Store, mine: Holder) -> Iterator[Callable[[], Holder]]:
                     _put(file, {})
 
 
-def _flocked(file: Any) -> bool:
+def _flocked(file: Any) -> bool | None:
+    """Whether the file is this process's now; None where its filesystem has no such locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -171,7 +172,8 @@ def _flocked(file: Any) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-    return True  # or a filesystem without flock, where leases alone decide
+        return None
+    return True
 
 
 def _replaced(path: Path) -> Any:
@@ -206,10 +208,10 @@ def _renewal(path: Path) -> int:
 def _age(path: Path) -> float:
     # Both times come from the filesystem's own clock, which the hosts share even where theirs disagree.
     probe = path.with_name(f".lock.{uuid.uuid4().hex}.partial")
-    probe.touch()
-    age = probe.stat().st_mtime_ns - _renewal(path)
-    probe.unlink()
-    return age / 1e9
+    with probe.open("w") as file:
+        now = os.fstat(file.fileno()).st_mtime_ns
+    probe.unlink(missing_ok=True)  # the holder removes what looks like a leftover
+    return (now - _renewal(path)) / 1e9
 
 
 def _renewed(stamp: Callable[[], Any], remaining: float) -> bool:

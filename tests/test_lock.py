@@ -1,5 +1,6 @@
 """One writer per sweep."""
 
+import errno
 import json
 import os
 import signal
@@ -79,6 +80,23 @@ def test_a_killed_holder_is_taken_over_at_once(holder: subprocess.Popen, tmp_pat
     with lock.held(open_store(str(tmp_path), "demo"), never):
         assert json.loads((tmp_path / "demo/.lock").read_text())["pid"] == os.getpid()
     assert time.monotonic() - started < lock.RENEWAL
+
+
+def test_without_locks_of_files_a_living_holder_of_this_host_is_left_alone_too(
+    holder: subprocess.Popen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    store = open_store(str(tmp_path), "demo")
+    with pytest.raises(InputError, match=f"process {holder.pid} on "), lock.held(store, never):
+        pass
+    holder.kill()
+    holder.wait()
+    for _ in range(2):
+        with lock.held(store, never):
+            pass
 
 
 def test_it_is_free_after_use(tmp_path: Path) -> None:
