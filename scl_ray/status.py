@@ -1,17 +1,21 @@
 """Where a sweep stands, told by its store alone: also while somebody else's process runs it, and without its data."""
 
+import contextlib
+import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
+from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 
 from scl_ray import lock
 from scl_ray.config import Sweep
 from scl_ray.results import missing, open_results
-from scl_ray.store import open_store
+from scl_ray.store import Store, open_store
 
 State = Literal["waiting", "training", "evaluating", "done", "failed", "stopped"]
 STATES: tuple[State, ...] = ("waiting", "training", "evaluating", "done", "failed", "stopped")
@@ -26,7 +30,7 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
     holder = lock.holder(open_store(out, sweep.name))
     results = open_results(out, sweep.name)
     store, plan, records = results.store, results.plan, results.records
-    files = {path.removeprefix(f"{store.root}/"): info for path, info in store.fs.find(store.root, detail=True).items()}
+    files = _files(store)
     cells, lacks = len(plan["cells"]), dict.fromkeys(plan["trials"], 0)
     row: Any
     for row in missing(results).itertuples():
@@ -53,7 +57,7 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
         console.print(f"stopped     {records[trial]['label']} ({trial}): {records[trial]['reason']}", soft_wrap=True)
     for trial in by_state["failed"]:
         console.print(f"failed      {records[trial]['label']} ({trial}): {records[trial]['error']}", soft_wrap=True)
-    if (latest := max(filter(None, map(_written, files, files.values())), default=None)) is not None:
+    if (latest := max(filter(None, files.values()), default=None)) is not None:
         console.print(f"written {latest:%F %T} UTC, for the last time")
     untrained = sum(len(by_state[state]) for state in UNTRAINED)
     what = ", ".join([
@@ -66,7 +70,7 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
         console.print("go on   by the command that started it: what is finished is not computed again")
 
 
-def _state(trial: str, record: Mapping[str, Any] | None, lacks: int, files: Mapping[str, Any]) -> State:
+def _state(trial: str, record: Mapping[str, Any] | None, lacks: int, files: Collection[str]) -> State:
     """The trial's state, as far as the store tells: of one that trains, it holds what resuming needs."""
     checkpoint = f"checkpoints/{trial}"
     if record is not None and record["status"] == "trained" and f"{checkpoint}/checkpoint.json" in files:
@@ -99,9 +103,17 @@ def _labels(
     return {trial: labels.get(trial, "a trial without a record") for trial in shown}
 
 
-def _written(path: str, info: Mapping[str, Any]) -> datetime | None:
-    """When a result was written, as the filesystem tells; the lock and Tune's scratch are none."""
-    if path.startswith("."):
-        return None
-    when = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or info.get("created")
-    return datetime.fromtimestamp(when, UTC) if isinstance(when, (int, float)) else when
+def _files(store: Store) -> dict[str, datetime | None]:
+    """When each file was written, if the filesystem tells, by its path; not those of the lock or of Tune's scratch."""
+    found: dict[str, datetime | None] = {}
+    if isinstance(store.fs, LocalFileSystem):
+        for folder, folders, names in os.walk(store.root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # a file that was being written has its name by now
+                    path = Path(folder, name)
+                    found[str(path.relative_to(store.root))] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    else:
+        for full, info in store.fs.find(store.root, detail=True).items():
+            found[full.removeprefix(f"{store.root}/")] = info.get("LastModified") or info.get("last_modified")
+    return {path: when for path, when in found.items() if not path.startswith(".")}
