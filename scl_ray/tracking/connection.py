@@ -51,11 +51,12 @@ def client(uri: str) -> "MlflowClient":
             made(f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=1)
             partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(f"{folder}/mlflow.db", partial)
-        if path.exists():  # another sweep has made it meanwhile
-            partial.unlink()
-        else:
-            os.replace(partial, path)
+            try:
+                shutil.copyfile(f"{folder}/mlflow.db", partial)
+                if not path.exists():  # as it does when another sweep has made it meanwhile
+                    os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
     return made(uri)
 
 
