@@ -5,6 +5,7 @@ coordinators there are.
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,19 +15,33 @@ from ray._private.state import state
 from ray.tune.search import BasicVariantGenerator
 
 from scl_ray.cluster.connection import slots_on
-from scl_ray.cluster.failures import is_of_a_node
+from scl_ray.cluster.failures import NODES, is_of_a_node
 from scl_ray.cluster.progress import Progress
-from scl_ray.hand_off import EXTRA_COORDINATORS, Kind
+from scl_ray.hand_off import CHOSEN_AHEAD, EXTRA_COORDINATORS, Kind
 
 LOOK_EVERY = 2.0  # seconds between two looks at the nodes
 
 
 class Trials(BasicVariantGenerator):
-    """The sweep's trials as Tune asks for them, about as many at once as there are slots, which may change."""
+    """The sweep's trials as Tune asks for them, about as many at once as there are slots, which may change.
+
+    Tune would ask at once for as many as there are seats, before anything is known of how long they take.
+    """
 
     def __init__(self, slots: int) -> None:
         super().__init__()
+        self.starting: set[str] = set()  # Tune's names
         self.resize(slots)
+
+    def next_trial(self) -> Any:
+        trial = super().next_trial() if len(self.starting) < CHOSEN_AHEAD else None
+        if trial is not None:
+            self.starting.add(trial.trial_id)
+        return trial
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.starting.discard(trial_id)
+        super().on_trial_complete(trial_id, result, error)
 
     def resize(self, slots: int) -> None:
         self.max_concurrent = slots + EXTRA_COORDINATORS
@@ -43,6 +58,7 @@ class Following(tune.Callback):
     ) -> None:
         self.options, self.trials, self.permits, self.progress = options, trials, permits, progress
         self.looked = time.monotonic()
+        self.with_a_node: Counter[str] = Counter()  # how often each trial's coordinator was lost with its node
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for a restore that a sweep never makes.
@@ -62,12 +78,17 @@ class Following(tune.Callback):
             self.trials.resize(slots["train"])
             self.progress.resize(slots["train"])
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self.trials.starting.discard(trial.trial_id)
+
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A coordinator was lost and starts again, as often as its node was lost; else Tune counts."""
+        """A coordinator was lost and starts again, `NODES` times at most with its node; else Tune counts."""
         error = trial.get_pickled_error()
         # A node that had notice of its end is not counted by Tune itself.
         if is_of_a_node(error) and not getattr(error, "preempted", False):
-            trial.run_metadata.num_failures -= 1
+            self.with_a_node[trial.trial_id] += 1
+            if self.with_a_node[trial.trial_id] <= NODES:
+                trial.run_metadata.num_failures -= 1
 
 
 def slots_now(options: Mapping[Kind, Mapping[str, Any]]) -> dict[Kind, int]:

@@ -24,6 +24,7 @@ from scl_ray.store import Shard, Store
 
 # A shard that was lost by itself may have been too large: each further start takes so many times fewer images at once.
 SMALLER = 4
+SHARDS_NAMED = 5  # of those of a trial that failed
 
 _train = ray.remote(tasks.train)
 _evaluate = ray.remote(tasks.evaluate)
@@ -82,7 +83,7 @@ def coordinate(
         return start.remote(store, trial_id, shard, dataset[0], checkpoint, sources, threads, memory, smaller)
 
     failed = _evaluated(evaluate, plan.shards(store, trial_id), permits, trial_id)
-    tune.report({"phase": "failed", "error": "; ".join(failed)} if failed else {"phase": "done"})
+    tune.report({"phase": "failed", "error": _named(failed)} if failed else {"phase": "done"})
 
 
 def _checkpoint(store: Store, trial_id: str) -> dict[str, bytes] | None:
@@ -118,7 +119,7 @@ def _trained(
     stopping: EarlyStopping | None,
 ) -> str | None:
     """Train, from the last epoch that was kept when a machine was lost. Returns what went wrong, if anything did."""
-    losses = Losses()
+    losses, furthest = Losses(), 0
     while True:
         try:
             with contextlib.closing(train()) as items:
@@ -129,8 +130,9 @@ def _trained(
                         trained = stopping.share(reached["epoch"], epochs)
                         report |= {"trained": trained, stopping.MEASURE: reached[stopping.MEASURE]}
                     tune.report(report)
-                    if "epoch" in reached:
-                        losses = Losses()
+                    # An epoch that it trains once more, since it was not kept, is no step further.
+                    if reached.get("epoch", 0) > furthest:
+                        losses, furthest = Losses(), reached["epoch"]
             return None
         except Failed as error:
             return str(error)
@@ -177,6 +179,12 @@ def _evaluated(
                 waiting.appendleft((shard, losses))
                 tune.report({"phase": "retry", "error": f"{span}: {error} ({losses.next_start()})"})
     return failed
+
+
+def _named(failed: Sequence[str]) -> str:
+    """What went wrong in one line, however many shards it was."""
+    more = len(failed) - SHARDS_NAMED
+    return "; ".join([*failed[:SHARDS_NAMED], *([f"and {more} more shards"] if more > 0 else [])])
 
 
 def _given_up(error: Lost, losses: Losses) -> str:

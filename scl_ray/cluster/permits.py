@@ -34,7 +34,9 @@ class Permits:
         """Return when the work *key* may be given to the cluster; a group says `placed` when it has its slots."""
         if slots > 1 and self.looking is None:
             self.looking = asyncio.create_task(_look_for_orphans())
-        allowed = self.waiting[key] = asyncio.get_running_loop().create_future()
+        if key in self.desk.given:
+            return  # asked once more, by Ray itself, since the answer was lost on its way
+        allowed = self.waiting.setdefault(key, asyncio.get_running_loop().create_future())
         self._permit(self.desk.ask(Request(key, trial, kind, slots)))
         await allowed
 
@@ -91,7 +93,8 @@ def new_key() -> str:
 
 async def _look_for_orphans() -> None:
     while True:
-        remove_orphans()
+        with contextlib.suppress(ray.exceptions.RayError):  # the head is away; there is a next look
+            remove_orphans()
         await asyncio.sleep(ORPHANS_EVERY)
 
 

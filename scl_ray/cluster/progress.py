@@ -14,6 +14,7 @@ from rich.text import Text
 from scl_ray.plan import Plan, total_images
 
 ENDED = ("failed", "stopped")  # phases of trials that are not evaluated further
+OTHER_LINES = 5  # of the live view than a trial's
 LINE_EVERY = 30.0  # seconds between two plain lines when nothing notable happens
 
 
@@ -176,13 +177,20 @@ class Progress:
             f"{_clock(time.monotonic() - self.started)} so far",
             "time left not known yet" if left is None else f"about {_clock(left)} left",
         )
+        busy = [trial for trial, phase in self.phase.items()
+                if phase == "training" or (phase == "evaluating" and self.shards_left[trial])]  # fmt: skip
+        # What a terminal has no lines for would push the bar off it, and cost the more the more slots there are.
+        room = max(1, self.console.height - OTHER_LINES)
         rows = Table.grid(padding=(0, 2))
-        for trial, work in self.plan.work.items():
+        for trial in busy[:room]:
+            run = self.plan.work[trial].trial
             if self.phase[trial] == "training":
-                rows.add_row("training", work.trial.label, f"epoch {self.epoch[trial]}/{work.trial.training.epochs}",
+                rows.add_row("training", run.label, f"epoch {self.epoch[trial]}/{run.training.epochs}",
                              f"loss {self.loss[trial]:.3f}" if trial in self.loss else "")  # fmt: skip
-            elif self.phase[trial] == "evaluating" and self.shards_left[trial]:
-                rows.add_row("evaluating", work.trial.label, f"{self.shards_left[trial]} shards left", "")
+            else:
+                rows.add_row("evaluating", run.label, f"{self.shards_left[trial]} shards left", "")
+        if len(busy) > room:
+            rows.add_row("", f"and {len(busy) - room} more", "", "")
         return Group(head, rows, bar)
 
     def _say(self, line: str, style: str = "") -> None:

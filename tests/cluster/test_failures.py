@@ -1,12 +1,13 @@
 """What took remote work, and whether it is started again."""
 
+from collections.abc import Generator
 from itertools import pairwise
 
 import pytest
 from ray import exceptions
 
-from scl_ray.cluster import tasks
-from scl_ray.cluster.coordinator import SMALLER, _given_up
+from scl_ray.cluster import coordinator, tasks
+from scl_ray.cluster.coordinator import SHARDS_NAMED, SMALLER, _given_up
 from scl_ray.cluster.failures import ATTEMPTS, NODES, Exhausted, Failed, Losses, Lost, NodeLost, told_apart
 
 
@@ -52,6 +53,37 @@ def test_nodes_that_go_do_not_count_as_attempts_and_neither_goes_on_for_ever() -
         losses = losses.and_by(NodeLost("its node was lost"))
     assert losses == Losses(with_a_node=NODES)
     assert losses.total() == f"with {NODES} nodes"
+
+
+def test_training_that_is_lost_at_the_same_place_has_an_end_though_it_trains_epochs_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No epoch is kept, as where writing it takes too long."""
+    monkeypatch.setattr(coordinator.tune, "report", lambda report: None)
+    starts: list[int] = []
+
+    def train(last: int) -> Generator[dict[str, int]]:
+        starts.append(last)
+        assert len(starts) < 10
+        for epoch in range(1, last + 1):
+            yield {"epoch": epoch}
+        raise Lost("its process was killed")
+
+    said = coordinator._trained(lambda: train(5), lambda: False, 10, None)
+    assert said == "training was lost 3 times (its process was killed)"
+    assert len(starts) == ATTEMPTS
+    # As long as it gets further, it goes on.
+    starts.clear()
+    reached = iter([2, 3, 4, 4, 4])
+    assert coordinator._trained(lambda: train(next(reached)), lambda: False, 10, None) == said
+    assert starts == [2, 3, 4, 4, 4]
+
+
+def test_many_shards_that_failed_are_named_in_a_line_that_can_be_read() -> None:
+    assert coordinator._named(["a: raised"]) == "a: raised"
+    said = coordinator._named([f"images {n}: raised" for n in range(100)])
+    assert said.count("raised") == SHARDS_NAMED
+    assert said.endswith(f"; and {100 - SHARDS_NAMED} more shards")
 
 
 def test_a_shard_that_is_given_up_says_what_was_tried_and_what_may_help() -> None:

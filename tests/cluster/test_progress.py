@@ -41,3 +41,18 @@ def test_a_groups_time_counts_for_every_slot_it_has(tmp_path: Path) -> None:
     assert "on 4 slots: 50% training, 0% evaluating, 50% idle" in progress.usage()  # (6 + 8 + 6) of 40
     assert third in progress.phase
     assert "stopped    cross_entropy · resnet8 · seed 1: hopeless" in console.file.getvalue()
+
+
+def test_the_live_view_fits_a_terminal_however_many_trials_run(tmp_path: Path) -> None:
+    sweep = config.load(DEMO, [*TINY, "grid.seed=" + str(list(range(40)))])
+    planned = plan.make(sweep, datasets.load(sweep.dataset), open_store(str(tmp_path), "demo"), 40)
+    console = Console(file=io.StringIO(), width=100, height=20)
+    progress = Progress(planned, 40, console)
+    for trial in planned.work:
+        progress.update(trial, {"phase": "training", "reached": {}})
+    lines = console.render_lines(progress._view())
+    text = ["".join(segment.text for segment in line) for line in lines]
+    assert len(text) < 20
+    assert sum("epoch 0/1" in line for line in text) == 15
+    assert "and 25 more" in text[-2]
+    assert "so far" in text[-1]
