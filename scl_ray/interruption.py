@@ -20,6 +20,7 @@ from typing import NoReturn
 
 GRACE = 8.0  # seconds; nobody waits longer than ten for a sweep that is told to stop
 TWICE_FROM = 0.1  # seconds; `timeout` signals the process and then its whole group, which is not twice
+SHOW_CURSOR = "\x1b[?25h"  # which a live view hides while it lasts
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -36,6 +37,11 @@ class Interruption:
 
 
 _current = Interruption()
+
+
+def why() -> str:
+    """What has stopped this process: nothing yet, a signal, or somebody who asked."""
+    return _current.why
 
 
 @contextlib.contextmanager
@@ -103,6 +109,9 @@ def end_at_once(code: int, started: Iterable[int] = ()) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # its terminal is closed
             stream.flush()
+    with contextlib.suppress(OSError):
+        if sys.__stdout__ is not None and sys.__stdout__.isatty():
+            print(SHOW_CURSOR, end="", file=sys.__stdout__, flush=True)
     os._exit(code)
 
 

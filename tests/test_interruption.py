@@ -1,12 +1,15 @@
 """Signals stop a process in time, whatever its main thread is doing."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+
+from scl_ray import interruption
 
 DEAF = """
 import subprocess
@@ -107,3 +110,15 @@ def test_what_is_ignored_from_outside_stays_so(stoppable: Callable[..., "subproc
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
+
+
+def test_a_terminal_has_its_cursor_back_when_all_ends_at_once() -> None:
+    ours, terminal = os.openpty()
+    try:
+        program = "from scl_ray import interruption; interruption.end_at_once(3)"
+        assert subprocess.run([sys.executable, "-c", program], stdout=terminal, timeout=120).returncode == 3
+        os.set_blocking(ours, False)
+        assert os.read(ours, 100) == interruption.SHOW_CURSOR.encode()
+    finally:
+        os.close(ours)
+        os.close(terminal)

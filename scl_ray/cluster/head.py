@@ -5,7 +5,6 @@ cluster.
 """
 
 import contextlib
-import os
 import shlex
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 import ray
 from ray import _raylet
 
+from scl_ray import interruption
 from scl_ray.cluster import connection
 
 LOOK_EVERY = 1.0
@@ -61,4 +61,4 @@ def _end(why: str) -> None:
     # The cluster's tasks end with it, and whatever else is still said to it would wait for an answer.
     print(f"failed: {why}; what is finished is kept, and on a cluster that works the same command continues: "
           f"{shlex.join(sys.orig_argv)}", file=sys.stderr, flush=True)  # fmt: skip
-    os._exit(1)
+    interruption.end_at_once(1)
