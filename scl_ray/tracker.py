@@ -80,7 +80,9 @@ class Tracker:
             with self._lock:
                 self._trials = trials | self._trials
             return error
-        self._networks |= {trial: record for trial, record in trials.items() if record.get("status") == "trained"}
+        # Epochs are written now; of thousands of networks that wait they would be much.
+        trained = {trial: record for trial, record in trials.items() if record.get("status") == "trained"}
+        self._networks |= {trial: {**record, "epochs": ()} for trial, record in trained.items()}
         return None
 
     def _log_networks(self) -> TrackingError | InputError | None:
