@@ -7,7 +7,9 @@ MLflow. Tune's restore is not used: identity and what is on disk decide what run
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -18,7 +20,8 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old one is silent when asked to be
 os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # only epochs hold what early stopping compares
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+# For a restore that a sweep never makes, Tune would write down the state of all trials again and again.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
 
 import pyarrow.fs as pafs
 import ray
@@ -89,9 +92,10 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
             if address is None:
                 _connect(stack, None)
                 slots = connection.check_resources(sweep.resources)
+            own = stack.enter_context(tempfile.TemporaryDirectory(prefix="scl_ray-", ignore_cleanup_errors=True))
             # Inside the lock: what still ran after it would write to what somebody else holds.
             stack.callback(ray.shutdown)
-            ended = _run_trials(sweep, plan, store, dataset, slots, out, uri, console)
+            ended = _run_trials(sweep, plan, store, dataset, slots, out, uri, own, console)
         return session.finish(plan, store, out, uri, ended.failures, ended.is_logged, console, ended.retries)
 
 
@@ -118,9 +122,10 @@ def _run_trials(
     slots: int,
     out: str,
     uri: str,
+    own: str,
     console: Console,
 ) -> Ended:
-    """Run every trial that has something missing."""
+    """Run every trial that has something missing. *own*: a local folder for what Tune writes down for itself."""
     scratch: dict[str, Any] = {"storage_path": store.path(".tune")}
     if local_folder(out) is None:
         scratch["storage_filesystem"] = pafs.PyFileSystem(pafs.FSSpecHandler(store.fs))
@@ -131,7 +136,7 @@ def _run_trials(
     desk = permits.start(capacity.slots_now(options))
     trainable = tune.with_parameters(
         coordinate,
-        plan=plan,
+        plan=replace(plan, work={}),  # coordinators look themselves, and each reads all of this anew for each trial
         store=store,
         # In a list, so that coordinators pass the reference on and only tasks fetch the images, once per node.
         dataset=[ray.put(dataset)],
@@ -163,7 +168,9 @@ def _run_trials(
             callbacks=[follow, capacity.Following(options, trials, desk, progress)],
             failure_config=tune.FailureConfig(max_failures=COORDINATOR_RESTARTS),
             verbose=0,
-            **scratch,
+            # Beside the driver: coordinators write nothing there, and in an object store each trial would take Tune a
+            # dozen requests, one after the other.
+            storage_path=own,
         ),
     )
     with progress, tracker:
@@ -270,14 +277,22 @@ class _Follow(tune.Callback):
         self.retries.append((trial.config["trial"], lost["error"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.desk.forget.remote(trial.config["trial"])
+        self._forget(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         trial_id = trial.config["trial"]
-        self.desk.forget.remote(trial_id)
         if self.stopping is not None and self.progress.phase[trial_id] == "training":
             self._stopped(trial_id, self.stopping)
             self._log(trial_id)
+        self._forget(trial)
+
+    def _forget(self, trial: Any) -> None:
+        """Nobody asks any more for what was kept of a trial that is over; of thousands it would be much."""
+        trial_id = trial.config["trial"]
+        self.desk.forget.remote(trial_id)
+        self.epochs.pop(trial_id, None)
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
 
     def _stopped(self, trial_id: str, stopping: EarlyStopping) -> None:
         """The scheduler has ended the trial's training. What resuming needs stays."""
