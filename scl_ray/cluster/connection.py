@@ -17,8 +17,10 @@ import ray
 from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from scl_ray import storage
 from scl_ray.config import InputError, Resources, Slot
 from scl_ray.plan import tasks_on
+from scl_ray.store import local_folder, open_store
 
 if TYPE_CHECKING:
     from scl_ray.datasets import Dataset
@@ -125,17 +127,18 @@ def check_resources(resources: Resources) -> int:
     return slots(resources.train)
 
 
-def check_shared_folder(folder: Path) -> None:
-    """Raise InputError unless every node of the cluster can read and write *folder*."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".probe-{uuid.uuid4().hex}"
-    probe.write_text(probe.name)
+def check_storage(out: str, name: str) -> None:
+    """Raise InputError unless every node of the cluster can read and write the sweep *name* below *out*."""
+    store, probe = open_store(out, name), f".probe-{uuid.uuid4().hex}"
+    way_out = "give a folder that every node mounts, or s3://…"
+    if local_folder(out) is None:
+        way_out = "give every node the storage's address and credentials, before Ray is started there"
+    store.write(probe, probe.encode())
     try:
-        for node, problem in _on_every_node(_uses, str(probe)):
-            raise InputError(f"--out {folder}: node {node} cannot use it ({problem}); "
-                             "give a folder that every node mounts, or s3://…")  # fmt: skip
+        for node, problem in _on_every_node(_uses, out, name, probe):
+            raise InputError(f"--out {out}: node {node} cannot use it ({problem}); {way_out}")
     finally:
-        probe.unlink()
+        store.remove(probe)
 
 
 def check_images(dataset: "Dataset") -> None:
@@ -173,16 +176,17 @@ def _on_every_node(look: Any, *arguments: Any) -> Iterator[tuple[str, str]]:
 
 
 @ray.remote
-def _uses(probe: str) -> str | None:
-    path = Path(probe)
+def _uses(out: str, name: str, probe: str) -> str | None:
     try:
-        if path.read_text() != path.name:
+        # By its own means, as every worker there: of credentials the driver sends none.
+        store = open_store(out, name)
+        if store.read(probe) != probe.encode():
             return "it holds other files there"
-        answer = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
-        answer.touch()
-        answer.unlink()
-    except OSError as error:
-        return error.strerror or str(error)
+        answer = f"{probe}-{uuid.uuid4().hex}"
+        store.write(answer, b"")
+        store.remove(answer)
+    except (OSError, InputError) as error:
+        return storage.reason(error)
     return None
 
 

@@ -73,8 +73,7 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
         session.check_writable(store, out)
         if address is not None:
             connection.check_images(dataset)
-            if folder is not None:
-                connection.check_shared_folder(folder)
+            connection.check_storage(out, sweep.name)
         token = stack.enter_context(lock.held(store, lost=session.leave))
         stack.enter_context(cancelling.heeded(store, token, stop=interruption.ask))
         session.check_kind(store, sweep.kind)

@@ -154,6 +154,16 @@ def test_images_in_files_that_another_node_does_not_see_are_refused(address: str
             connection.check_images(unseen)
 
 
+@pytest.mark.usefixtures("nodes_token")
+def test_a_storage_is_tried_from_every_node(address: str, tmp_path: Path) -> None:
+    with connection.connected(address):
+        connection.check_storage(str(tmp_path), "demo")
+        # What is in memory each process has for itself, as each node has its own credentials.
+        with pytest.raises(InputError, match=r"--out memory://x: node .* cannot use it .*address and credentials"):
+            connection.check_storage("memory://x", "demo")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_another_token_is_refused(address: str, tmp_path: Path) -> None:
     refused = command("--address", address, "--out", tmp_path / "runs", token="f" * 32)
     assert refused.returncode == 2, refused.stdout + refused.stderr
