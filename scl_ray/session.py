@@ -1,6 +1,7 @@
 """What every run does around its work: checks of the store, the plan on disk; at the end report, log and summary."""
 
 import contextlib
+import logging
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ import pyarrow as pa
 import yaml
 from rich.console import Console
 
-from scl_ray import interruption, report, tracking
+from scl_ray import events, interruption, report, tracking
 from scl_ray import plan as planning
 from scl_ray.config import InputError
 from scl_ray.mending import SAMPLE_IMAGES
@@ -119,7 +120,9 @@ def finish(
         console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
     if unwritten is not None:
         console.print(f"failed  the report: {unwritten}", style="red")
-    return 1 if failures or unwritten is not None else 0
+    code = 1 if failures or unwritten is not None else 0
+    events.say("run ended", code=code, failed=len(failures), stopped=len(stopped), retries=len(retries))
+    return code
 
 
 def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str, str], console: Console) -> bool:
@@ -189,5 +192,6 @@ def _summarise(
 def leave(holder: str) -> None:
     """End this process, since *holder* has taken over what it writes."""
     # Two writers would undo each other's work; what is finished is on disk, so leaving at once loses nothing.
+    events.say("lock lost", logging.ERROR, reason=f"{holder} has taken over")
     print(f"stopped: {holder} has taken over this sweep", file=sys.stderr, flush=True)
     interruption.end_at_once(2)

@@ -168,7 +168,8 @@ def _evaluated(
         span = f"images {shard.first}-{shard.last}"
         try:
             with told_apart():
-                tune.report({"phase": "evaluating", "shard_images": shard.images, **ray.get(done)})
+                about = {"shard_images": shard.images, "first": shard.first, "last": shard.last}
+                tune.report({"phase": "evaluating", **about, **ray.get(done)})
         except Failed as error:
             failed.append(f"{span}: {error}")
         except Lost as error:

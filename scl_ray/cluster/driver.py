@@ -29,7 +29,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
-from scl_ray import cancelling, cost, datasets, interruption, lock, mending, plugins, session, tracking
+from scl_ray import cancelling, cost, datasets, events, interruption, lock, mending, plugins, session, tracking
 from scl_ray import plan as planning
 from scl_ray.cluster import capacity, head
 from scl_ray.cluster.coordinator import coordinate
@@ -84,6 +84,7 @@ def run(sweep: Sweep, out: str, address: str | None, console: Console) -> int:
             plan = planning.make(sweep, dataset, store, slots)
         if plan.work:
             planning.check_backbones(plan, sweep.grid.backbone)
+        stack.enter_context(events.kept(store))
         session.write_plan(store, plan, dataset)
         stack.enter_context(session.stop_is_logged(uri, sweep.name))
         ended = Ended({}, [], True)

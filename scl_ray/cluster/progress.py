@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from scl_ray import events
 from scl_ray.plan import Plan, total_images
 
 ENDED = ("failed", "stopped")  # phases of trials that are not evaluated further
@@ -43,6 +44,8 @@ class Progress:
         self._live = Live(console=console, get_renderable=self._view, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "Progress":
+        events.say("plan", trials=len(self.plan.trials), to_run=len(self.plan.work), shards=self.shards,
+                   images=self.images, slots=self.slots)  # fmt: skip
         if self.console.is_terminal:
             self._live.start()
         else:
@@ -76,12 +79,15 @@ class Progress:
         too_large = [workers for workers in waiting if workers > slots]
         waits = f"; trials that wait until there are {min(too_large)}: {len(too_large)}" if too_large else ""
         self._say(f"slots      {slots}, {self.slots} before{waits}", style="yellow" if slots < self.slots else "")
+        events.say("slots changed", slots=slots, before=self.slots)
         self.slots, self.offered_until = slots, now
         self.slots_seen.add(slots)
 
     def update(self, trial: str, report: Mapping[str, Any]) -> None:
         """Take one report of a trial's coordinator."""
         phase, label = report["phase"], self.plan.work[trial].trial.label
+        if phase != "trained" or self.plan.work[trial].train:  # it may have been trained by an earlier run
+            events.say_of_trial(trial, label, report)
         match phase:
             case "training" if "epoch" in report["reached"]:
                 metrics = report["reached"]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from scl_ray import checkpoint, dry_run, lock, mending, session, shards, tracking
+from scl_ray import checkpoint, dry_run, events, lock, mending, session, shards, tracking
 from scl_ray import plan as planning
 from scl_ray.cluster.progress import Progress
 from scl_ray.datasets import Dataset
@@ -52,9 +52,10 @@ def run(asked: Asked, out: str, console: Console) -> int:
         if mending.mend(store, plan, console, checkpoints=plan.work):
             plan = _plan(asked, given, store, console)
         _try(plan, asked, given, store)
-        session.write_plan(store, plan, given.dataset)
-        failures = _evaluate(plan, given, store, console)
-        return session.finish(plan, store, out, uri, failures, True, console)
+        with events.kept(store):
+            session.write_plan(store, plan, given.dataset)
+            failures = _evaluate(plan, given, store, console)
+            return session.finish(plan, store, out, uri, failures, True, console)
 
 
 def describe(asked: Asked, out: str, console: Console) -> None:
@@ -167,7 +168,8 @@ def _shards(trial_id: str, work: Work[Network], dataset: Dataset, store: Store) 
         started = time.perf_counter()
         shards.evaluate(store, trial_id, classifier, shard, data, device)
         seconds = time.perf_counter() - started
-        yield {"phase": "evaluating", "shard_images": shard.images, "slot_seconds": seconds, "node": None}
+        yield {"phase": "evaluating", "shard_images": shard.images, "first": shard.first, "last": shard.last,
+               "slot_seconds": seconds, "node": None}  # fmt: skip
 
 
 def _classifier(store: Store, trial_id: str, given: Mapping[str, GivenClassifier]) -> GivenClassifier:

@@ -58,6 +58,32 @@ def test_the_layout_is_as_promised(finished_sweep: Path) -> None:
     assert not [path for path in finished_sweep.rglob("*") if "=" in path.name]
 
 
+def test_its_log_tells_each_event_with_its_trial(finished_sweep: Path) -> None:
+    (path, *_) = sorted((finished_sweep / "demo/logs").iterdir())
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["event"] for line in told[:2]] == ["run started", "plan"]
+    assert (told[-1]["event"], told[-1]["code"]) == ("run ended", 0)
+    for trial in json.loads((finished_sweep / "demo/plan.json").read_text())["trials"]:
+        of = [line for line in told if line.get("trial") == trial]
+        assert [line["event"] for line in of[:4]] == ["training started", "epoch", "epoch", "trained"]
+        assert of[-1]["event"] == "evaluated"
+        images = [n for line in of if line["event"] == "shard" for n in range(line["first"], line["last"] + 1)]
+        assert sorted(images) == list(range(80))
+
+
+def test_status_tells_a_complete_sweep_and_what_one_lacks(sweep_copy: Path, run: Run) -> None:
+    complete = run(*small(), "--out", sweep_copy, "--status")
+    assert complete.code == 0, complete.error
+    assert "trials  4: 4 done" in complete.out
+    assert "missing nothing" in complete.out
+    part, *_ = sorted((sweep_copy / "demo/scores").rglob("*.parquet"))
+    absent = pq.read_metadata(part).num_rows
+    part.unlink()
+    lacking = run(*small(), "--out", sweep_copy, "--status")
+    assert "trials  4: 1 evaluating, 3 done" in lacking.out
+    assert f"missing {absent:,} scores" in lacking.out
+
+
 def test_evaluation_overlaps_training(finished_sweep: Path) -> None:
     root = finished_sweep / "demo"
     first_score = min(path.stat().st_mtime for path in (root / "scores").rglob("*.parquet"))

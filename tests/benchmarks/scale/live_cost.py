@@ -109,7 +109,7 @@ def _reports() -> Iterator[dict[str, Any]]:
     yield {"phase": "training", "reached": {"slot_seconds": 6.0}}
     yield {"phase": "trained"}
     for _ in range(SHARDS):
-        yield {"phase": "evaluating", "shard_images": 64, "slot_seconds": 1.0, "node": "node"}
+        yield {"phase": "evaluating", "shard_images": 64, "first": 0, "last": 63, "slot_seconds": 1.0, "node": "node"}
     yield {"phase": "done"}
 
 
