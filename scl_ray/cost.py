@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scl_ray import backbones, objectives, plan
 from scl_ray.config import Trial
+from scl_ray.hand_off import Cost
 from scl_ray.plan import Plan
 
 
@@ -24,10 +25,12 @@ def operations(network: nn.Module, images: Tensor) -> float:
     return counter.get_total_flops() / len(images)
 
 
-def of_trials(found: Plan[Trial], train_images: int) -> dict[str, float]:
+def of_trials(found: Plan[Trial], train_images: int) -> dict[str, Cost]:
     """What each trial of *found* that lacks something is estimated to take, in a unit of no meaning by itself.
 
-    A trial whose backbone cannot be built here is taken for the longest: should it fail, that is known soonest.
+    How fast a pass's operations are done differs from backbone to backbone, and how well workers share a training with
+    their number; by these trials are grouped. A trial whose backbone cannot be built here is taken for the longest:
+    should it fail, that is known soonest.
     """
     size, classes = found.dataset["image_size"], len(found.dataset["classes"])
     names = {work.trial.backbone for work in found.work.values()}
@@ -36,10 +39,11 @@ def of_trials(found: Plan[Trial], train_images: int) -> dict[str, float]:
     an_image = cache(lambda cells: plan.forward_passes([v.cell for v in cells], size))
     costs = {}
     for trial_id, (trial, train, shards) in found.work.items():
-        passes = float(sum(shard.images * an_image(shard.cells) for shard in shards))
-        if train:
-            passes += training_passes(trial, train_images, classes) / trial.training.workers
-        costs[trial_id] = passes * a_pass[trial.backbone] if passes else 0.0
+        training = training_passes(trial, train_images, classes) / trial.training.workers if train else 0.0
+        evaluation = float(sum(shard.images * an_image(shard.cells) for shard in shards))
+        each, group = a_pass[trial.backbone], (trial.backbone, trial.training.workers)
+        # What is nothing stays so, also where a pass may take for ever.
+        costs[trial_id] = Cost(training and training * each, evaluation and evaluation * each, group)
     return costs
 
 

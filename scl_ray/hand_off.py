@@ -17,19 +17,21 @@ Why nothing waits for ever:
    of these at least one happens, whatever is lost.
 
 Why slots are seldom idle: while there are trials to start, every coordinator has work that runs or waits, and there are
-more of them than slots. Then only the last trials' work is left; so the longest trials start first, and evaluation is
-cut finely enough for the last shards to be shared. How far that goes, tests/benchmarks/scale/simulation.py measures.
+more of them than slots. Then only the last trials' work is left; so the trials that train longest start first, and
+evaluation is cut finely enough for the last shards to be shared. What trials take is estimated before, and corrected by
+what epochs really take. How far that goes, tests/benchmarks/scale/simulation.py measures.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
-from math import prod
+from math import isfinite, prod
 from typing import Literal, NamedTuple
 
 Kind = Literal["train", "evaluate"]
 
 EXTRA_COORDINATORS = 1  # more than slots, so that the next trial's training waits when a slot becomes free
+CHOSEN_AHEAD = 32  # trials whose coordinators are being started; who comes next is told by what is measured meanwhile
 GRANULE = 64  # shards are cut on multiples of it
 
 
@@ -46,9 +48,18 @@ class Request(NamedTuple):
         return self.slots > 1
 
 
-def longest_first(costs: Mapping[str, float]) -> list[str]:
-    """The trials in the order of starting. *costs*: what each is estimated to take, in any unit."""
-    return sorted(costs, key=lambda trial: -costs[trial])
+class Cost(NamedTuple):
+    """What a trial is estimated to take, in any unit: its training, whose epochs follow each other, and its evaluation,
+    whose shards all slots share. Of the trials of one *group* the estimate is wrong by about the same factor."""
+
+    training: float
+    evaluation: float
+    group: Hashable = None
+
+
+def longest_first(costs: Mapping[str, Cost]) -> list[str]:
+    """The trials as they start if the estimates are right: by what cannot be shared, and then by what can."""
+    return sorted(costs, key=lambda trial: costs[trial][:2], reverse=True)
 
 
 def shard_images(images: int, trials: int, slots: int) -> int:
@@ -61,6 +72,47 @@ def shard_images(images: int, trials: int, slots: int) -> int:
     of_the_last = images * min(trials, 2) / (4 * slots)
     of_the_sweep = images * trials / (64 * slots)
     return min(1024, max(1, round(max(of_the_last, of_the_sweep) / GRANULE)) * GRANULE)
+
+
+class Order:
+    """The order in which trials start: that first which trains longest, as far as it is known.
+
+    How long epochs took corrects what was estimated of their group. A group of which none was measured counts as the
+    longest, and such groups take turns, so that all are known soon.
+
+    No change takes time that grows with how many trials there are.
+    """
+
+    def __init__(self, costs: Mapping[str, Cost]) -> None:
+        self.costs = dict(costs)
+        self._waiting: dict[Hashable, deque[str]] = {}
+        for trial in longest_first(costs):
+            self._waiting.setdefault(costs[trial].group, deque()).append(trial)
+        self._started: Counter[Hashable] = Counter()
+        self._measured: dict[Hashable, tuple[float, float]] = {}  # of each group: seconds, and what was estimated
+
+    def start(self) -> str:
+        """The next trial, which then waits no longer. Raises ValueError when none waits."""
+        group = max(self._waiting, key=self._urgency)
+        trial = self._waiting[group].popleft()
+        if not self._waiting[group]:
+            del self._waiting[group]
+        self._started[group] += 1
+        return trial
+
+    def measured(self, trial: str, share: float, seconds: float) -> None:
+        """That *share* of the training of *trial* took so many *seconds*."""
+        cost = self.costs[trial]
+        if isfinite(cost.training):  # what could not be estimated stays the longest
+            before, estimated = self._measured.get(cost.group, (0.0, 0.0))
+            self._measured[cost.group] = before + seconds, estimated + share * cost.training
+
+    def _urgency(self, group: Hashable) -> tuple[bool, float, float, float]:
+        training, evaluation, _ = self.costs[self._waiting[group][0]]
+        if training and group not in self._measured:
+            return True, -self._started[group], training, evaluation
+        seconds, estimated = self._measured.get(group, (0.0, 1.0))
+        return False, 0.0, training * seconds / estimated, evaluation
 
 
 def next_up(

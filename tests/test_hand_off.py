@@ -1,6 +1,7 @@
 """The hand-off: nothing starves and nothing deadlocks, whatever asks for slots, in a simulated cluster."""
 
 import asyncio
+import math
 import random
 from collections import Counter
 
@@ -9,7 +10,7 @@ from benchmarks.scale import policies
 from benchmarks.scale.simulation import Cluster, Conditions, Trial, lower_bound
 
 from scl_ray.cluster.permits import Permits
-from scl_ray.hand_off import HandOff, Request, next_up, shard_images
+from scl_ray.hand_off import Cost, HandOff, Order, Request, next_up, shard_images
 
 
 def requests(*asked: tuple[str, int]) -> list[Request]:
@@ -66,6 +67,56 @@ def test_a_group_that_the_cluster_has_become_too_small_for_holds_nothing_up():
     assert desk.placed(large.key) == [other]
 
 
+def test_trials_start_longest_first_as_estimated_while_nothing_else_is_known():
+    costs = {"short": Cost(1, 9), "long": Cost(5, 1), "evaluated": Cost(0, 3), "longest": Cost(5, 2)}
+    order = Order(costs)
+    assert [order.start() for _ in costs] == ["longest", "long", "short", "evaluated"]
+    with pytest.raises(ValueError, match="empty"):
+        order.start()
+
+
+def test_groups_that_were_not_measured_take_turns():
+    order = Order({f"{group}{number}": Cost(seconds, 1, group)
+                   for group, seconds in (("a", 9), ("b", 1)) for number in range(3)})  # fmt: skip
+    assert [order.start() for _ in range(3)] == ["a0", "b0", "a1"]
+    order.measured("a0", 0.1, 1.0)
+    assert [order.start() for _ in range(3)] == ["b1", "b2", "a2"]
+
+
+def test_what_was_measured_corrects_its_group():
+    costs = {f"{group}{seconds}": Cost(seconds, 1, group) for group in "ab" for seconds in (4, 5, 6, 7)}
+    order = Order(costs)
+    assert {order.start(), order.start()} == {"a7", "b7"}
+    order.measured("a7", 0.5, 7.0)  # it takes 2 seconds a unit
+    order.measured("b7", 0.5, 4.2)  # 1.2 seconds
+    assert [order.start() for _ in range(3)] == ["a6", "a5", "a4"]
+    order = Order(costs)
+    assert {order.start(), order.start()} == {"a7", "b7"}
+    order.measured("a7", 0.5, 7.0)
+    order.measured("b7", 0.5, 4.2)
+    assert order.start() == "a6"
+    order.measured("b7", 0.5, 21.0)  # and later more: 3.6 altogether
+    assert [order.start() for _ in range(5)] == ["b6", "b5", "b4", "a5", "a4"]
+
+
+def test_what_could_not_be_estimated_comes_first_and_what_is_trained_last():
+    order = Order({"trained": Cost(0, math.inf, "a"), "a": Cost(1, 1, "a"), "b1": Cost(math.inf, 1, "b"),
+                   "b2": Cost(math.inf, 1, "b"), "c": Cost(2, 1, "c"), "other": Cost(0, 4, "c")})  # fmt: skip
+    assert [order.start() for _ in range(3)] == ["b1", "c", "a"]
+    for trial, seconds in (("b1", 1.0), ("a", 9.0), ("c", 9.0)):
+        order.measured(trial, 0.5, seconds)
+    assert [order.start() for _ in range(3)] == ["b2", "trained", "other"]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4])
+def test_measuring_mends_what_was_estimated_wrongly(seed):
+    """Estimates that are wrong by a factor of each backbone: with them alone the bounds are not kept."""
+    work = policies.trials(policies.Workload(misjudged=1.0), 2000, 200, seed)
+    conditions, bound = policies.Conditions(25, 8), policies.lower_bound(work, 200)
+    assert policies.ours(work, conditions, 1).makespan <= 1.05 * bound
+    assert policies.knowing_all(work, conditions, 1).makespan <= 1.05 * bound
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_sweep_ends_on_a_simulated_cluster(seed):
     """Trials of one worker and of several, on nodes that are taken away every few seconds with their coordinators.
@@ -74,11 +125,11 @@ def test_every_sweep_ends_on_a_simulated_cluster(seed):
     slots = rng.randint(1, 5)
     trials = [
         Trial(f"{number}", rng.uniform(0.1, 2), rng.randint(1, 5), tuple(rng.choices(range(1, 9), k=rng.randint(0, 6))),
-              cost=rng.random(), workers=rng.choice([1, 1, rng.randint(1, slots)]))
+              Cost(rng.random(), rng.random(), rng.choice("ab")), workers=rng.choice([1, 1, rng.randint(1, slots)]))
         for number in range(rng.randint(1, 12))
     ]  # fmt: skip
     often = Conditions(slots, 1, preempted_an_hour=60, replaced_after=5, noticed_after=1)
-    outcome = Cluster(trials, often, seed).run()
+    outcome = Cluster(trials, often, seed, Order({trial.name: trial.cost for trial in trials})).run()
     assert outcome.makespan >= lower_bound(trials, slots)
 
 

@@ -17,17 +17,31 @@ from ray.tune.search import BasicVariantGenerator
 from scl_ray.cluster.connection import slots_on
 from scl_ray.cluster.failures import NODES, is_of_a_node
 from scl_ray.cluster.progress import Progress
-from scl_ray.hand_off import EXTRA_COORDINATORS, Kind
+from scl_ray.hand_off import CHOSEN_AHEAD, EXTRA_COORDINATORS, Kind
 
 LOOK_EVERY = 2.0  # seconds between two looks at the nodes
 
 
 class Trials(BasicVariantGenerator):
-    """The sweep's trials as Tune asks for them, about as many at once as there are slots, which may change."""
+    """The sweep's trials as Tune asks for them, about as many at once as there are slots, which may change.
+
+    Tune would ask at once for as many as there are seats, before anything is known of how long they take.
+    """
 
     def __init__(self, slots: int) -> None:
         super().__init__()
+        self.starting: set[str] = set()  # Tune's names
         self.resize(slots)
+
+    def next_trial(self) -> Any:
+        trial = super().next_trial() if len(self.starting) < CHOSEN_AHEAD else None
+        if trial is not None:
+            self.starting.add(trial.trial_id)
+        return trial
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.starting.discard(trial_id)
+        super().on_trial_complete(trial_id, result, error)
 
     def resize(self, slots: int) -> None:
         self.max_concurrent = slots + EXTRA_COORDINATORS
@@ -63,6 +77,9 @@ class Following(tune.Callback):
         if slots["train"] != self.progress.slots:
             self.trials.resize(slots["train"])
             self.progress.resize(slots["train"])
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self.trials.starting.discard(trial.trial_id)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A coordinator was lost and starts again, `NODES` times at most with its node; else Tune counts."""

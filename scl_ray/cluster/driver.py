@@ -35,7 +35,7 @@ from scl_ray.cluster import capacity, head
 from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
 from scl_ray.config import EarlyStopping, InputError, Sweep, Trial
-from scl_ray.hand_off import Kind, longest_first
+from scl_ray.hand_off import Kind, Order
 from scl_ray.plan import Plan
 from scl_ray.store import Store, local_folder, open_store
 from scl_ray.tracker import Tracker
@@ -148,16 +148,18 @@ def _run_trials(
         scratch=scratch,
         stopping=sweep.early_stopping,
     )
-    costs = cost.of_trials(plan, len(dataset.train_labels))
+    order = Order(cost.of_trials(plan, len(dataset.train_labels)))
     progress = Progress(plan, slots, console)
     tracker = Tracker(uri, sweep.name, store, warn=console.print)
     scheduler = _scheduler(sweep.early_stopping, plan, store)
-    follow = _Follow(plan, sweep.early_stopping, scheduler, progress, store, tracker, desk)
+    follow = _Follow(plan, sweep.early_stopping, scheduler, progress, store, tracker, desk, order)
     trials = capacity.Trials(slots)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "memory": COORDINATOR_MEMORY}),
-        param_space={"trial": tune.grid_search(longest_first(costs))},
+        # Chosen when it is about to start.
+        param_space={"trial": tune.sample_from(lambda _: order.start())},
         tune_config=tune.TuneConfig(
+            num_samples=len(plan.work),
             search_alg=trials,
             scheduler=scheduler,
             # What a stopped trial has begun ends with its coordinator's process.
@@ -243,14 +245,14 @@ def _tell(scheduler: Any, trial: Any, rows: Sequence[Mapping[str, Any]], epochs:
 
 
 class _Follow(tune.Callback):
-    """Passes what the coordinators report to the progress view and to MLflow's writer."""
+    """Passes what the coordinators report to the progress view, to MLflow's writer and to the order of the trials."""
 
     def __init__(
         self, plan: Plan[Trial], stopping: EarlyStopping | None, scheduler: ASHAScheduler | None, progress: Progress,
-        store: Store, tracker: Tracker, desk: Any,
+        store: Store, tracker: Tracker, desk: Any, order: Order,
     ) -> None:  # fmt: skip
         self.plan, self.stopping, self.scheduler, self.progress = plan, stopping, scheduler, progress
-        self.store, self.tracker, self.desk = store, tracker, desk
+        self.store, self.tracker, self.desk, self.order = store, tracker, desk, order
         self.epochs: dict[str, list[dict[str, Any]]] = {}
         self.retries: list[tuple[str, str]] = []
 
@@ -310,8 +312,10 @@ class _Follow(tune.Callback):
         if "earlier" in reached:
             self.epochs[trial_id] = list(reached["earlier"])
         elif "epoch" in reached:
+            trial = self.plan.trials[trial_id]
             self.epochs[trial_id].append(reached)
-            record = {"trial": trial_id, "status": "training", **self.plan.trial_record(self.plan.trials[trial_id])}
+            self.order.measured(trial_id, 1 / trial.training.epochs, reached["seconds"])
+            record = {"trial": trial_id, "status": "training", **self.plan.trial_record(trial)}
             self.tracker.trial({**record, "epochs": self.epochs[trial_id]})
 
     def _log(self, trial_id: str) -> None:

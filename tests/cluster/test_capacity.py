@@ -10,10 +10,10 @@ from ray import tune
 from rich.console import Console
 
 from scl_ray import config, datasets, plan
-from scl_ray.cluster.capacity import Trials
+from scl_ray.cluster.capacity import Following, Trials
 from scl_ray.cluster.connection import slots_on
 from scl_ray.cluster.progress import Progress
-from scl_ray.hand_off import HandOff, Request, next_up
+from scl_ray.hand_off import CHOSEN_AHEAD, Cost, HandOff, Order, Request, next_up
 from scl_ray.store import open_store
 
 
@@ -43,6 +43,37 @@ def test_there_are_as_many_coordinators_as_the_cluster_has_grown_to() -> None:
     assert started() == 3
     trials.resize(1)
     assert started() == 0
+
+
+def test_trials_are_chosen_when_they_are_about_to_start() -> None:
+    trials, costs = Trials(9 * CHOSEN_AHEAD), {f"{n}": Cost(n, 0, n % 2) for n in range(1, 3 * CHOSEN_AHEAD + 1)}
+    order = Order(costs)
+    space = {"trial": tune.sample_from(lambda _: order.start())}
+    every = tune.Experiment("sweep", run=lambda config: None, config=space, num_samples=len(costs))
+    trials.add_configurations(every)
+    chosen = []
+
+    def choose() -> int:
+        before = len(chosen)
+        while (trial := trials.next_trial()) is not None:
+            chosen.append(trial)
+        return len(chosen) - before
+
+    assert choose() == CHOSEN_AHEAD
+    assert choose() == 0
+    assert [trial.config["trial"] for trial in chosen[:4]] == ["96", "95", "94", "93"]
+    following = Following({}, trials, None, Progress.__new__(Progress))
+    following.on_trial_start(1, chosen, chosen[0])
+    trials.on_trial_complete(chosen[1].trial_id, error=True)
+    order.measured("96", 1, 1.0)
+    order.measured("95", 1, 960.0)
+    assert choose() == 2
+    assert [trial.config["trial"] for trial in chosen[-2:]] == ["63", "61"]
+    while not trials.is_finished():
+        for trial in chosen:
+            following.on_trial_start(1, chosen, trial)
+        choose()
+    assert sorted(trial.config["trial"] for trial in chosen) == sorted(costs)
 
 
 def test_a_group_for_which_the_cluster_is_too_small_now_lets_others_go_on() -> None:

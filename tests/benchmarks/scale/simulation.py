@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from scl_ray.hand_off import EXTRA_COORDINATORS, HandOff, Request
+from scl_ray.hand_off import CHOSEN_AHEAD, EXTRA_COORDINATORS, Cost, HandOff, Order, Request
 
 
 class Trial(NamedTuple):
@@ -24,7 +24,7 @@ class Trial(NamedTuple):
     epoch: float
     epochs: int
     shards: tuple[float, ...]
-    cost: float
+    cost: Cost
     workers: int = 1
 
     @property
@@ -87,9 +87,9 @@ class _Coordinator:
 
 
 class Cluster:
-    """Runs *trials*, in their order, to their end."""
+    """Runs *trials* to their end: as *order* chooses them, which learns of how long epochs took, or one by one."""
 
-    def __init__(self, trials: Sequence[Trial], conditions: Conditions, seed: int) -> None:
+    def __init__(self, trials: Sequence[Trial], conditions: Conditions, seed: int, order: Order | None = None) -> None:
         self.conditions, self.rng = conditions, random.Random(seed)
         self.now, self.number, self.lost, self.preempted = 0.0, 0, 0.0, 0
         self.events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -97,7 +97,9 @@ class Cluster:
         self.vacant = dict.fromkeys(self.free)  # living nodes with a free slot
         self.free_slots = conditions.slots
         self.desk = HandOff({"train": conditions.slots, "evaluate": conditions.slots})
-        self.todo = deque(trials)
+        self.trials = {trial.name: trial for trial in trials}
+        self.order, self.one_by_one = order, iter(self.trials)
+        self.to_choose, self.chosen = len(trials), deque[Trial]()
         self.left = {trial.name: (trial.epochs, set(range(len(trial.shards)))) for trial in trials}
         self.coordinators: dict[str, _Coordinator] = {}
         self.running: dict[int, dict[str, _Task]] = {node: {} for node in self.free}
@@ -125,10 +127,15 @@ class Cluster:
     # -- Tune and its coordinators --------------------------------------------------------------------------------
 
     def _start_next(self) -> None:
-        if self.todo and not self.is_starting and len(self.coordinators) < self.conditions.slots + EXTRA_COORDINATORS:
+        seats = self.conditions.slots + EXTRA_COORDINATORS - len(self.coordinators)
+        while self.to_choose and len(self.chosen) < min(seats, CHOSEN_AHEAD):
+            name = self.order.start() if self.order else next(self.one_by_one)
+            self.chosen.append(self.trials[name])
+            self.to_choose -= 1
+        if self.chosen and not self.is_starting:
             self.is_starting = True
             # It has its seat at once.
-            trial = self.todo.popleft()
+            trial = self.chosen.popleft()
             self.coordinators[trial.name] = _Coordinator(trial, -1, 0, deque())
             self._at(self.conditions.starts_every, self._started, trial)
 
@@ -196,8 +203,15 @@ class Cluster:
             seconds = trial.shards[task.shard] if task.shard is not None else (
                 trial.epoch * (trial.epochs - coordinator.epochs))  # fmt: skip
             self._at(self.conditions.task_start + seconds, self._ended, task)
+            if task.shard is None:
+                self._at(self.conditions.task_start + trial.epoch, self._measured, task, 1)
             if task.request.is_group:
                 self._at(0.0, lambda key=task.request.key: self._give(self.desk.placed(key)))
+
+    def _measured(self, task: _Task, epochs: int) -> None:
+        if self.order and epochs and not task.is_lost:
+            trial = self.trials[task.request.trial]
+            self.order.measured(trial.name, epochs / trial.epochs, epochs * trial.epoch)
 
     def _occupy(self, node: int, slots: int) -> None:
         """Of *node*, that many slots more are free."""
@@ -224,6 +238,8 @@ class Cluster:
         name = coordinator.trial.name
         _, shards = self.left[name]
         if task.shard is None:
+            # At once, what a real one says after each epoch.
+            self._measured(task, coordinator.trial.epochs - coordinator.epochs - 1)
             coordinator.epochs = coordinator.trial.epochs
             self.left[name] = 0, shards
         else:
