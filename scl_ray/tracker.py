@@ -64,10 +64,14 @@ class Tracker:
             usual = min(max(FLUSH_SECONDS, 3 * (time.monotonic() - start), spared), RETRY_SECONDS)
             error = error or self._log_networks()
             pause = min(2 * pause, RETRY_SECONDS) if error else usual
-            if error and not warned:
-                self._warn(f"{error}; the sweep goes on, and its log is completed when MLflow can be used again")
-                warned = True
-        self._flush()
+            warned = self._told(error, warned)
+        self._told(self._flush(), warned)
+
+    def _told(self, error: TrackingError | InputError | None, warned: bool) -> bool:
+        """Warn of *error*, if nobody has been *warned* yet. Returns whether somebody has."""
+        if error and not warned:
+            self._warn(f"{error}; the sweep goes on, and its log is completed when MLflow can be used again")
+        return warned or error is not None
 
     def _flush(self) -> TrackingError | InputError | None:
         with self._lock:
