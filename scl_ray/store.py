@@ -11,7 +11,7 @@ import json
 import os
 import re
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -76,6 +76,7 @@ class Store:
     fs: fsspec.AbstractFileSystem
     root: str
     _cells: dict[str, tuple[Versioned, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _written: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
 
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
@@ -99,6 +100,12 @@ class Store:
                 self.fs.pipe_file(full, data)
         except OSError as error:
             raise StorageError(f"{self.uri(full)}: {storage.reason(error)}") from error
+        self._written["bytes"] += len(data)
+
+    @property
+    def written(self) -> int:
+        """Bytes that were written through this object and those that it is a copy of."""
+        return self._written["bytes"]
 
     def read(self, path: str) -> bytes | None:
         """The file's content, or None where there is no such file."""

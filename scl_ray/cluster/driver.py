@@ -31,7 +31,7 @@ from rich.console import Console
 
 from scl_ray import cancelling, cost, datasets, events, interruption, lock, mending, plugins, session, tracking
 from scl_ray import plan as planning
-from scl_ray.cluster import capacity, head
+from scl_ray.cluster import capacity, head, metrics
 from scl_ray.cluster.coordinator import coordinate
 from scl_ray.cluster.progress import Progress
 from scl_ray.config import EarlyStopping, InputError, Sweep, Trial
@@ -167,7 +167,11 @@ def _run_trials(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            callbacks=[follow, capacity.Following(options, trials, desk, progress)],
+            callbacks=[
+                follow,
+                capacity.Following(options, trials, desk, progress),
+                metrics.Measuring(sweep.name, progress),
+            ],
             failure_config=tune.FailureConfig(max_failures=COORDINATOR_RESTARTS),
             verbose=0,
             # Beside the driver: coordinators write nothing there, and in an object store each trial would take Tune a

@@ -143,7 +143,8 @@ class Progress:
     def _trains(self, trial: str) -> bool:
         return self.plan.work[trial].train and self.phase[trial] in ("waiting", "training")
 
-    def _counts(self) -> tuple[Counter[str], dict[str, int]]:
+    def counts(self) -> tuple[Counter[str], dict[str, int]]:
+        """How many trials are in each phase, and how many shards wait, run and are done."""
         phases = Counter(self.phase.values())
         training = [work.trial for trial, work in self.plan.work.items() if self.phase[trial] == "training"]
         busy = min(self.slots, sum(trial.training.workers for trial in training))
@@ -155,7 +156,7 @@ class Progress:
         return phases, {"waiting": waiting, "running": running, "done": self.shards - sum(self.shards_left.values())}
 
     def _sentence(self) -> str:
-        phases, shards = self._counts()
+        phases, shards = self.counts()
         left = self.seconds_left()
         stopped = f", {phases['stopped']} stopped" if phases["stopped"] else ""
         return (
@@ -169,7 +170,7 @@ class Progress:
         return self.images_seen / max(time.monotonic() - self.started, 1e-9)
 
     def _view(self) -> Group:
-        phases, shards = self._counts()
+        phases, shards = self.counts()
         left = self.seconds_left()
         head = Table.grid(padding=(0, 2))
         shown = ["waiting", "training", "evaluating", "done", "failed", *(["stopped"] if phases["stopped"] else [])]

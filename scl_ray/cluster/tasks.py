@@ -43,8 +43,9 @@ def train(
     """Train one trial, from the last epoch that was kept where there is one.
 
     Yields ``{}`` when it starts, ``{"earlier": …}`` with the metrics of epochs that another start has trained, its
-    metrics after each epoch, and at the end ``{"slot_seconds": …}``; then checkpoint and record lie in the store, and
-    what resuming needed is gone. *about* is what the record says in any case. *comparable* is `training.fit`'s.
+    metrics after each epoch, and at the end ``{"slot_seconds": …, "bytes": …}``: what it took, and what it wrote. Then
+    checkpoint and record lie in the store, and what resuming needed is gone. *about* is what the record says in any
+    case. *comparable* is `training.fit`'s.
 
     Of several processes that train the trial together, the first writes all this; each yields as often.
     """
@@ -54,7 +55,7 @@ def train(
 
     yield {}
     rank, workers = distributed.rank_and_workers()
-    entered = time.perf_counter()
+    entered, written = time.perf_counter(), store.written
     device = _prepare(sources, threads)
     saved = store.read_resume(trial_id)
     progress: dict[str, Any] = {"state": None, "epochs": [], "seconds": 0.0}
@@ -99,7 +100,7 @@ def train(
         "versions": {name: version(name) for name in ("scl_ray", "torch", "torchvision", "ray", "captum")},
     })  # fmt: skip
     store.remove(f"checkpoints/{trial_id}/resume.pt")
-    yield {"slot_seconds": workers * (time.perf_counter() - entered)}
+    yield {"slot_seconds": workers * (time.perf_counter() - entered), "bytes": store.written - written}
 
 
 def _is_worth_keeping(writing: float, took: float, elapsed: float) -> bool:
@@ -138,7 +139,7 @@ def evaluate(
     """
     from scl_ray.memory import exhausted
 
-    started = time.perf_counter()
+    started, written = time.perf_counter(), store.written
     device = _prepare(sources, threads)
     tasks = max(1, (os.cpu_count() or 1) // threads)
     try:
@@ -149,7 +150,7 @@ def evaluate(
             raise
         # By a name that the coordinator knows without torch.
         raise MemoryError(str(error).strip().splitlines()[0]) from error
-    return {"slot_seconds": time.perf_counter() - started, "node": _node()}
+    return {"slot_seconds": time.perf_counter() - started, "node": _node(), "bytes": store.written - written}
 
 
 def _node() -> str | None:
