@@ -46,22 +46,26 @@ sys.path.insert(0, str(ROOT / "sweeps"))
 torch.set_num_threads(1)
 
 
+_CLUSTERS: list[int] = []  # the lock's descriptor, while this process holds it
+
+
+def _hold_clusters() -> None:
+    """Of several processes, only this one starts Ray from now on: ``auto`` finds any Ray of a machine."""
+    if not _CLUSTERS:
+        lock = Path(tempfile.gettempdir(), f"scl_ray-tests-{os.getuid()}.lock")
+        _CLUSTERS.append(os.open(lock, os.O_CREAT | os.O_WRONLY, 0o600))
+        fcntl.flock(_CLUSTERS[0], fcntl.LOCK_EX)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Of several processes, one at a time runs tests of a file that starts Ray: ``auto`` finds any Ray of a machine."""
+    """A file that starts Ray has it for itself, and so has a test for which the shared sweep is run."""
     if item.path.parent.name in ("cluster", "faults") or item.path.name == "test_full_grid.py":
-        if not _CLUSTERS:
-            lock = Path(tempfile.gettempdir(), f"scl_ray-tests-{os.getuid()}.lock")
-            _CLUSTERS.append(os.open(lock, os.O_CREAT | os.O_WRONLY, 0o600))
-            fcntl.flock(_CLUSTERS[0], fcntl.LOCK_EX)
-        result = yield
-        if nextitem is None or nextitem.path != item.path:
-            os.close(_CLUSTERS.pop())
-        return result
-    return (yield)
-
-
-_CLUSTERS: list[int] = []  # the lock's descriptor, while this process holds it
+        _hold_clusters()
+    result = yield
+    if _CLUSTERS and (nextitem is None or nextitem.path != item.path):
+        os.close(_CLUSTERS.pop())
+    return result
 
 
 class Outcome(NamedTuple):
@@ -141,6 +145,7 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``--out`` folder of the small sweep, run to its end on an embedded Ray. To change it, take `sweep_copy`."""
     import full_grid
 
+    _hold_clusters()
     out = tmp_path_factory.mktemp("finished") / "runs"
     assert full_grid.main([*small(), "--out", str(out)]) == 0
     return out
