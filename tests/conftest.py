@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -40,6 +41,11 @@ SMALL = [
 ]
 
 sys.path.insert(0, str(ROOT / "sweeps"))
+
+# A shell's job in the background is told to ignore these, and all that the tests start would inherit it.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Networks this small gain nothing from threads and lose much where processors are shared; and sums are then made in one
 # order, whatever else the machine does.
