@@ -14,9 +14,11 @@ from scl_ray import interruption
 DEAF = """
 import subprocess
 subprocess.Popen(['sleep', '300'])
-print('ready', flush=True)
+ready = ['ready']
 while True:
     try:
+        while ready:  # said where the interrupt is caught
+            print(ready.pop(), flush=True)
         time.sleep(300)
     except KeyboardInterrupt:
         pass
