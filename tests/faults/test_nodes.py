@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from faults.conftest import STEPS
+from processes import is_alive
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
@@ -49,6 +50,7 @@ def test_a_node_that_joins_is_used_and_one_that_dies_is_made_up_for(
     # Both of the first slots are taken, so it is the new one that takes up a shard.
     gate.until(lambda: on(joining, gate.halted("shard")), "the new node was not used")
     nodes.remove_node(dying, allow_graceful=False)
+    gate.until(lambda: not any(map(is_alive, [training, shard])), "its workers went on")
     gate.open("training")
     gate.open("shard")
     done = command.wait()
