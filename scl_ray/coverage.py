@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from scl_ray import specs
 from scl_ray.config import Cell
+from scl_ray.parts import Part, gaps
 from scl_ray.sealing import Damaged
 from scl_ray.storage import StorageError
-from scl_ray.store import KINDS, Part, Store, gaps
+from scl_ray.store import KINDS, Store
 
 Plan = Mapping[str, Any]  # plan.json
 

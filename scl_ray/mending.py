@@ -10,8 +10,9 @@ from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 
 from scl_ray.given.config import Comparison
+from scl_ray.parts import Part, Versioned, gaps
 from scl_ray.plan import SAMPLE, Plan
-from scl_ray.store import KINDS, Part, Store, Versioned, gaps
+from scl_ray.store import KINDS, Store
 
 SAMPLE_IMAGES = "samples/images.parquet"
 REQUESTS = 16  # at once, to a remote storage: each holds a part in memory

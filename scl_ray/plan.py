@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from scl_ray.config import Cell, Evaluation, InputError, Slot, Sweep, Trial
 from scl_ray.given.config import Comparison, Network
 from scl_ray.hand_off import shard_images
-from scl_ray.store import SCHEMA, Part, Shard, Store, Versioned
+from scl_ray.parts import Part, Shard, Versioned
+from scl_ray.store import SCHEMA, Store
 
 if TYPE_CHECKING:
     from scl_ray.datasets import Dataset

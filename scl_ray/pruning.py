@@ -16,8 +16,9 @@ from rich.filesize import decimal
 
 from scl_ray import datasets, lock, plan, session
 from scl_ray.config import InputError, Sweep
+from scl_ray.parts import Part, Versioned, part_of
 from scl_ray.plan import SAMPLE, Plan
-from scl_ray.store import Part, Store, Versioned, open_store, part_of
+from scl_ray.store import Store, open_store
 
 # In the order of removal. Whatever is left by a kill is as sound as a run's: no scores without what belongs to them,
 # no checkpoint that looks whole, and the record, which says what the rest is, goes last.

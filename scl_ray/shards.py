@@ -5,9 +5,10 @@ torch is imported inside: a trial's coordinator imports the tasks that use this,
 
 from typing import TYPE_CHECKING
 
+from scl_ray.parts import Shard, rows_of
+from scl_ray.parts import evaluation as hash_of
 from scl_ray.plan import SAMPLE
-from scl_ray.store import Shard, Store, rows_of
-from scl_ray.store import evaluation as hash_of
+from scl_ray.store import Store
 
 if TYPE_CHECKING:
     from scl_ray.checkpoint import Checkpoint

@@ -9,14 +9,12 @@ import hashlib
 import io
 import json
 import os
-import re
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -25,48 +23,13 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from scl_ray import sealing, storage
-from scl_ray.config import Cell, InputError, digest
+from scl_ray.config import Cell, InputError
+from scl_ray.parts import Part, Shard, Versioned, evaluation, missing_shards, parts_of, rows_of
 from scl_ray.sealing import Damaged
 from scl_ray.storage import StorageError, open_filesystem
 
 SCHEMA = 2  # of records, plans and parts; 1 had no checksums
 KINDS = ("scores", "predictions", "curves", "samples")
-
-_PART = re.compile(r"(?P<holds>\w+)-(?P<first>\d{6,})-(?P<last>\d{6,})\.parquet")
-
-
-class Versioned(NamedTuple):
-    """A cell together with the version of its definition."""
-
-    cell: Cell
-    version: str
-
-
-class Part(NamedTuple):
-    """One Parquet file: its evaluation's hash or its read-out, and the ranks *first* to *last*, inclusive."""
-
-    path: str
-    holds: str
-    first: int
-    last: int
-
-
-class Shard(NamedTuple):
-    """One task of evaluation: ranks *first* to *last*, inclusive, of the dataset's evaluation order.
-
-    ``cells`` are scored, the predictions of ``readouts`` are written, and every attribution map of the methods of
-    ``maps`` is kept.
-    """
-
-    first: int
-    last: int
-    cells: tuple[Versioned, ...]
-    readouts: tuple[str, ...]
-    maps: tuple[Versioned, ...] = ()
-
-    @property
-    def images(self) -> int:
-        return self.last - self.first + 1
 
 
 @dataclass(frozen=True)
@@ -270,7 +233,7 @@ class Store:
     def parts(self, kind: str, trial: str) -> list[Part]:
         """The whole parts of one trial; *kind* is ``scores``, ``predictions``, ``curves`` or ``samples``."""
         try:
-            return _parts(self.fs.ls(self.path(kind, trial), detail=False))
+            return parts_of(self.fs.ls(self.path(kind, trial), detail=False))
         except FileNotFoundError:
             return []
 
@@ -281,7 +244,7 @@ class Store:
         folders: dict[str, list[str]] = defaultdict(list)
         for name in self.fs.find(self.path(kind)):
             folders[name.rsplit("/", 2)[-2]].append(name)
-        return {trial: _parts(folders[trial]) for trial in trials}
+        return {trial: parts_of(folders[trial]) for trial in trials}
 
     def cells(self, part: Part) -> tuple[Versioned, ...]:
         """The cells that a part's footer lists; parts of one evaluation hold the same, so one footer is read.
@@ -326,17 +289,7 @@ class Store:
                 for versioned in self.held(part):
                     if versioned in wanted:
                         held["map", versioned.cell.method].append((part.first, part.last))
-        # A method's map is the same whichever metric is scored on it: one cell stands for it.
-        maps = {("map", v.cell.method): v for v in reversed(wanted)} if save_maps else {}
-        by_range: dict[tuple[int, int], set[Any]] = defaultdict(set)
-        for item in (*wanted, *readouts, *maps):
-            for span in gaps(held[item], images, shard_images):
-                by_range[span].add(item)
-        return [
-            Shard(first, last, tuple(v for v in wanted if v in items), tuple(r for r in readouts if r in items),
-                  tuple(versioned for item, versioned in maps.items() if item in items))
-            for (first, last), items in sorted(by_range.items())
-        ]  # fmt: skip
+        return missing_shards(held, wanted, readouts, images, shard_images, save_maps)
 
     def held(self, part: Part) -> tuple[Versioned, ...]:
         """The cells of a part; none where its footer is damaged."""
@@ -379,39 +332,6 @@ def local_folder(out: str) -> Path | None:
     return Path(root).absolute() if isinstance(fs, LocalFileSystem) else None
 
 
-def _parts(names: Iterable[str]) -> list[Part]:
-    return [part for part in map(part_of, sorted(names)) if part is not None]
-
-
-def part_of(path: str) -> Part | None:
-    """The part that *path* names, or None where it is no part's name."""
-    name = _PART.fullmatch(path.rsplit("/", 1)[-1])
-    return Part(path, name["holds"], int(name["first"]), int(name["last"])) if name else None
-
-
-def evaluation(cells: Iterable[Versioned]) -> str:
-    """12 hex digits that stand for a set of cells with their versions."""
-    return digest(sorted([*v.cell, v.version] for v in cells))
-
-
-def gaps(held: Iterable[tuple[int, int]], images: int, step: int) -> Sequence[tuple[int, int]]:
-    """The inclusive ranges of 0..images-1 that *held* does not cover, cut on multiples of *step*."""
-    return _gaps(tuple(held), images, step)
-
-
-@lru_cache
-def _gaps(held: tuple[tuple[int, int], ...], images: int, step: int) -> Sequence[tuple[int, int]]:
-    # Most cells of most trials are held on the same ranges.
-    found, position = [], 0
-    for first, last in [*sorted(held), (images, images)]:
-        while position < min(first, images):
-            end = min(first, images, (position // step + 1) * step)
-            found.append((position, end - 1))
-            position = end
-        position = max(position, last + 1)
-    return tuple(found)
-
-
 def _problem_on_disk(path: str) -> str | None:
     with open(path, "rb") as file:
         return sealing.problem(file)
@@ -450,15 +370,3 @@ def _problem(about: bytes, weights: bytes) -> str | None:
     if wanted in (None, hashlib.sha256(weights).hexdigest()):
         return None
     return "the checksum of weights.safetensors differs"
-
-
-def rows_of(table: pa.Table, cells: Sequence[Versioned]) -> pa.Table:
-    """The rows of *table* that belong to *cells*; where it has no metric, to their methods."""
-    keys = ["method", "metric"] if "metric" in table.column_names else ["method"]
-    wanted = pa.table({
-        "method": pa.array([v.cell.method for v in cells]), "metric": pa.array([v.cell.metric for v in cells])
-    }).select(keys).group_by(keys).aggregate([])  # fmt: skip
-    plain = table.select(keys).cast(pa.schema([(key, pa.string()) for key in keys]))
-    numbered = plain.append_column("row", pa.array(range(table.num_rows), pa.int64()))
-    found = numbered.join(wanted, keys, join_type="left semi")
-    return table.take(found["row"].sort())

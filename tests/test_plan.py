@@ -8,7 +8,8 @@ from torch import nn
 
 from scl_ray import config, plan
 from scl_ray.config import InputError
-from scl_ray.store import evaluation, open_store
+from scl_ray.parts import evaluation
+from scl_ray.store import open_store
 
 
 class OneSize(nn.Module):

@@ -12,8 +12,9 @@ from rich.console import Console
 from scl_ray import config, plan, pruning
 from scl_ray.config import InputError, Sweep
 from scl_ray.datasets import Dataset
+from scl_ray.parts import evaluation
 from scl_ray.plan import SAMPLE
-from scl_ray.store import KINDS, Store, evaluation, open_store
+from scl_ray.store import KINDS, Store, open_store
 
 WIDE = [
     "grid.objective=[cross_entropy, {name: supcon, temperature: 0.07}]", "grid.seed=[0, 1]", "evaluation.images=200",

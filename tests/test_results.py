@@ -11,10 +11,10 @@ from report import known_sweep as known
 
 from scl_ray import results
 from scl_ray.config import Cell, InputError
+from scl_ray.parts import Versioned
 from scl_ray.report.tables import make
 from scl_ray.report.writing import csv
 from scl_ray.results.__main__ import main
-from scl_ray.store import Versioned
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from rich.console import Console
 from tracking.logged import Stored
 
 from scl_ray import config, results, session, tracking
+from scl_ray.parts import Versioned
 from scl_ray.plan import Plan
-from scl_ray.store import Versioned
 
 
 def test_only_complete_trials_have_means_and_none_where_nothing_is_defined(tmp_path: Path) -> None:

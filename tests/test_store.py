@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import random
 from pathlib import Path
 
 import fsspec
@@ -14,9 +13,10 @@ import pytest
 
 from scl_ray import checkpoint, sealing, storage
 from scl_ray.config import Cell, InputError
+from scl_ray.parts import Shard, Versioned, evaluation
 from scl_ray.sealing import Damaged
 from scl_ray.storage import StorageError
-from scl_ray.store import SCHEMA, Shard, Store, Versioned, evaluation, gaps, open_store
+from scl_ray.store import SCHEMA, Store, open_store
 
 COMPLEXITY = Versioned(Cell("grad_cam", "complexity"), "1.1")
 SPARSENESS = Versioned(Cell("grad_cam", "sparseness"), "1.1")
@@ -39,22 +39,6 @@ def scores(first: int, last: int, cells: list[Versioned]) -> pa.Table:
 
 def write(store: Store, first: int, last: int, cells: list[Versioned]) -> None:
     store.write_part("scores", "t1", evaluation(cells), first, last, scores(first, last, cells), cells)
-
-
-def test_gaps_cover_exactly_what_is_not_held() -> None:
-    chance = random.Random(0)
-    for _ in range(300):
-        images, step = chance.randint(1, 60), chance.randint(1, 20)
-        held = []
-        for _ in range(chance.randint(0, 5)):
-            first = chance.randint(0, 70)
-            held.append((first, first + chance.randint(0, 20)))
-        covered = {rank for first, last in held for rank in range(first, last + 1)}
-        found = list(gaps(held, images, step))
-        ranks = [rank for first, last in found for rank in range(first, last + 1)]
-        assert ranks == [rank for rank in range(images) if rank not in covered]
-        # Cut on a fixed grid: no range reaches over a multiple of the step.
-        assert all(first // step == last // step for first, last in found)
 
 
 def test_a_part_says_what_it_holds(store: Store) -> None:

@@ -17,10 +17,11 @@ from scl_ray.cluster import permits as permitting
 from scl_ray.cluster import tasks
 from scl_ray.cluster.failures import Exhausted, Failed, Losses, Lost, told_apart
 from scl_ray.config import EarlyStopping
+from scl_ray.parts import Shard
 from scl_ray.plan import Plan
 from scl_ray.sealing import Damaged
 from scl_ray.storage import StorageError
-from scl_ray.store import Shard, Store
+from scl_ray.store import Store
 
 # A shard that was lost by itself may have been too large: each further start takes so many times fewer images at once.
 SMALLER = 4

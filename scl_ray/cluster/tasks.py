@@ -19,7 +19,8 @@ import ray
 
 from scl_ray import plugins, shards
 from scl_ray.config import Trial
-from scl_ray.store import Shard, Store
+from scl_ray.parts import Shard
+from scl_ray.store import Store
 
 if TYPE_CHECKING:
     from scl_ray.checkpoint import Checkpoint

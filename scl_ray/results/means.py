@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scl_ray import coverage
-from scl_ray.store import Part
+from scl_ray.parts import Part
 
 if TYPE_CHECKING:
     from scl_ray.results import Results

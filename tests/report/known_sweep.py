@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 
 from scl_ray import specs
 from scl_ray.config import Cell
-from scl_ray.store import Store, Versioned, evaluation, open_store
+from scl_ray.parts import Versioned, evaluation
+from scl_ray.store import Store, open_store
 
 OBJECTIVES = {
     "cross_entropy": {"name": "cross_entropy", "label_smoothing": 0.0},

@@ -17,9 +17,9 @@ from rich.console import Console
 
 from scl_ray import results
 from scl_ray.config import Cell
+from scl_ray.parts import Versioned
 from scl_ray.report import build, gallery, summary_table
 from scl_ray.report.__main__ import main
-from scl_ray.store import Versioned
 
 
 @pytest.fixture(scope="module")

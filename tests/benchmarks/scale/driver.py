@@ -35,7 +35,8 @@ from scl_ray import config, plan, session
 from scl_ray.cluster import coordinator, driver
 from scl_ray.cluster.connection import ray
 from scl_ray.config import Cell
-from scl_ray.store import Shard, Store, evaluation
+from scl_ray.parts import Shard, evaluation
+from scl_ray.store import Store
 
 DEMO = Path(__file__).parents[3] / "sweeps/demo.yaml"
 SIZES = ((4, 250, 4), (4, 1000, 4), (4, 2000, 4), (8, 250, 4), (8, 1000, 4), (8, 2000, 4), (8, 250, 24))

@@ -37,8 +37,9 @@ from scl_ray.config import DatasetConfig, Sweep
 from scl_ray.datasets import Dataset
 from scl_ray.datasets.splits import stratified_order
 from scl_ray.metrics import METRICS
+from scl_ray.parts import Shard, evaluation
 from scl_ray.plan import Plan
-from scl_ray.store import Shard, Store, evaluation, open_store
+from scl_ray.store import Store, open_store
 
 FULL_GRID = Path(__file__).parents[3] / "sweeps" / "full_grid.yaml"
 SLOTS = 64
