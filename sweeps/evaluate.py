@@ -5,24 +5,25 @@
         --methods grad_cam integrated_gradients --metrics pixel_flipping_auc ssim_continuity --out runs
 
 The same command again continues: what is finished is not computed again. Another checkpoint under the same name stands
-beside the earlier ones. Exit code 0: all done; 1: something failed and is named in the summary; 2: the input was
-refused.
+beside the earlier ones. Ctrl-C stops within ten seconds, twice at once; `full_grid.py --cancel --name NAME` stops it
+from elsewhere. Exit code 0: all done; 1: something failed and is named in the summary; 2: the input was refused; 130:
+stopped by Ctrl-C or --cancel; 143: by SIGTERM.
 """
 
 import argparse
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 from rich.console import Console
 
-from scl_ray import plugins
+from scl_ray import command, interruption, plugins
 from scl_ray.config import InputError, sentence
 from scl_ray.datasets import DATASETS, INFO
 from scl_ray.given.config import Asked
 from scl_ray.given.run import describe, run
-from scl_ray.storage import StorageError
 
 # What this command shares with sweeps names settings by the configuration's keys, which are flags here.
 _KEYS = re.compile(
@@ -33,26 +34,17 @@ _FLAGS = {"name": "--dataset", "root": "ROOT in --dataset NAME:ROOT", "image_siz
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    terminal = sys.stdout.isatty()
-    # A terminal wraps by itself; a file or a pipe gets whole lines.
-    console = Console(highlight=False, markup=False, soft_wrap=not terminal, width=None if terminal else 110)
     # A user's own `module:callable` may lie in the current folder.
     sys.path[:0] = [str(Path.cwd())]
-    try:
-        asked = _asked(options)
-        if options.dry_run:
-            describe(asked, options.out, console)
-            return 0
-        return run(asked, options.out, console)
-    except InputError as error:
-        print(f"refused: {_with_flags(str(error))}", file=sys.stderr)
-        return 2
-    except StorageError as error:
-        print(f"failed: {error}; the same command continues", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
+    return command.run(partial(_run, options), _with_flags)
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    asked = _asked(options)
+    if options.dry_run:
+        describe(asked, options.out, console)
+        return 0
+    return run(asked, options.out, console)
 
 
 def _asked(options: argparse.Namespace) -> Asked:
@@ -139,4 +131,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interruption.end(main())

@@ -13,36 +13,22 @@ Ctrl-C or --cancel; 143: by SIGTERM.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from scl_ray import config, interruption
+from scl_ray import command, config, interruption
 from scl_ray.config import InputError
-from scl_ray.storage import StorageError
 
 HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    # A terminal wraps by itself; a file or a pipe gets whole lines.
-    terminal = sys.stdout.isatty()
-    console = Console(highlight=False, markup=False, soft_wrap=not terminal, width=None if terminal else 110)
     # A user's own `module:callable` may lie beside the configuration or in the current folder.
     sys.path[:0] = [str(options.config.resolve().parent), str(Path.cwd())]
-    with interruption.handled() as interrupted:
-        try:
-            return _run(options, console)
-        except InputError as error:
-            print(f"refused: {error}", file=sys.stderr)
-            return 2
-        except StorageError as error:
-            print(f"failed: {error}; the same command continues", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print(interrupted.why, file=sys.stderr)
-            return interrupted.code
+    return command.run(partial(_run, options))
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:

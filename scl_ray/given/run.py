@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from scl_ray import checkpoint, dry_run, events, lock, mending, session, shards, tracking
+from scl_ray import cancelling, checkpoint, dry_run, events, interruption, lock, mending, session, shards, tracking
 from scl_ray import plan as planning
 from scl_ray.cluster.progress import Progress
 from scl_ray.datasets import Dataset
@@ -45,7 +45,7 @@ def run(asked: Asked, out: str, console: Console) -> int:
     tracking.check(uri, asked.name)
     given = _given(asked)
     session.check_writable(store, out)
-    with lock.held(store, lost=session.leave):
+    with lock.held(store, lost=session.leave) as token, cancelling.heeded(store, token, stop=interruption.ask):
         store.remove_leftovers()
         plan = _plan(asked, given, store, console)
         # A network that joined earlier cannot be made anew here, so it is known before all else whether it is whole.

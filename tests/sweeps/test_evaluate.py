@@ -4,6 +4,8 @@ import hashlib
 import importlib
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +18,9 @@ import yaml
 from conftest import Outcome
 from torch import Tensor, nn
 
-from scl_ray import calibration, metrics, results
+from scl_ray import calibration, cancelling, metrics, results
 from scl_ray.attribution import explain
+from scl_ray.store import open_store
 
 METHODS = ("grad_cam", "saliency")
 METRICS = ("complexity", "pixel_flipping_auc", "ssim_continuity[noise=0.1]")
@@ -363,6 +366,35 @@ def test_a_damaged_network_is_named_and_comes_back_from_its_file(
     done = evaluate("--dry-run", checkpoint="net1.safetensors", **small | {"metrics": METRICS})
     assert done.code == 2
     assert f"checkpoints/{weights.parent.name}: one of its two files is missing; run the sweep again" in done.error
+
+
+def test_it_can_be_cancelled_and_continues(tmp_path: Path, evaluate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cancelling, "LOOK_EVERY", 0.05)
+    asked = {
+        "out": tmp_path,
+        "checkpoint": ["net0.safetensors", "net1.safetensors"],
+        "methods": ["occlusion", "saliency"],
+    }
+    root, said = tmp_path / "evaluation", []
+
+    def cancel() -> None:
+        while not list(root.glob("scores/*/*.parquet")):
+            time.sleep(0.05)
+        said.append(cancelling.cancel(open_store(str(tmp_path), "evaluation")))
+
+    somebody = threading.Thread(target=cancel, daemon=True)
+    somebody.start()
+    stopped = evaluate(**asked)
+    assert stopped.code == 130, stopped
+    somebody.join()
+    assert "cancelled by process" in stopped.error
+    assert "stopped process" in said[0]
+    kept = parts(tmp_path)
+    assert kept
+    assert evaluate(**asked).code == 0
+    assert {path: parts(tmp_path)[path] for path in kept} == kept
+    for trial in (root / "scores").iterdir():
+        assert len(scores(tmp_path, trial.name)) == 30 * 2 * len(METRICS)
 
 
 def test_networks_keep_their_names_and_sweeps_their_folders(home: Path, out: Path, evaluate: Run) -> None:
