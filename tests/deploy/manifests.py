@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,10 +24,10 @@ class Pod(NamedTuple):
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
 
-def rendered(overlay: str) -> list[Object]:
+def rendered(overlay: str, folder: Path = ROOT / "k8s") -> list[Object]:
     if shutil.which("kubectl") is None:
         pytest.skip("needs kubectl")
-    command = ["kubectl", "kustomize", str(ROOT / "k8s/overlays" / overlay)]
+    command = ["kubectl", "kustomize", str(folder / "overlays" / overlay)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))

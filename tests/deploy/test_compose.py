@@ -17,6 +17,7 @@ import requests
 from conftest import ROOT
 
 from scl_ray import results
+from scl_ray.cluster.metrics import METRICS
 from scl_ray.store import open_store
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
@@ -160,6 +161,8 @@ def test_two_sweeps_share_the_cluster_and_outlive_a_worker(stack: Stack, tmp_pat
             cwd=tmp_path, capture_output=True, text=True, timeout=WITHIN,
         )  # fmt: skip
         assert other.returncode == 0, other.stderr
+        _until(lambda: sweep.poll() is not None or _measured(stack) >= METRICS.keys() - {"scl_ray_retries_total"})
+        assert sweep.poll() is None, log.read_text()
         _output(["docker", "kill", stack.containers("worker")[0]])
         assert sweep.wait(WITHIN) == 0, log.read_text()
     finally:
@@ -175,6 +178,17 @@ def test_two_sweeps_share_the_cluster_and_outlive_a_worker(stack: Stack, tmp_pat
     _parquet_is_whole(head, tmp_path)
     _mlflow_knows(stack)
     _postgres_holds(stack)
+
+
+def _measured(stack: Stack) -> set[str]:
+    """The sweep's metrics that Prometheus would find where its driver runs."""
+    of_project = ["--filter", f"label=com.docker.compose.project={stack.project}"]
+    driver = ["docker", "ps", "--quiet", "--filter", "label=com.docker.compose.service=sweep", *of_project]
+    (container,) = _output(driver).split()
+    read = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:8080/metrics').read().decode())"
+    lines = _output(["docker", "exec", container, "python", "-c", read]).splitlines()
+    ours = [line.removeprefix("ray_") for line in lines if 'sweep="demo"' in line]
+    return {name for name in METRICS for line in ours if line.startswith(name)}
 
 
 def _parquet_is_whole(head: str, folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
-from deploy.manifests import Object, only, pods
+from deploy.manifests import Object, only, pods, rendered
 
 NAMESPACE = "scl-ray"
 
@@ -110,7 +111,7 @@ def test_no_secret_has_a_value_here(objects: list[Object]) -> None:
 
 
 # Who reaches whom, and where; see `_reaches` for what outsiders are.
-PORTS = {"head": [6379, 8265, 10001, 52365], "worker": [10002, 52365], "mlflow": [5000], "postgres": [5432]}
+PORTS = {"head": [6379, 8080, 8265, 10001, 52365], "worker": [8080, 10002, 52365], "mlflow": [5000], "postgres": [5432]}
 ALLOWED = {
     ("head", "worker"): PORTS["worker"],
     ("worker", "worker"): PORTS["worker"],
@@ -128,24 +129,30 @@ OUTSIDERS = {
     # Whoever calls themselves a part of it in another namespace is none.
     "impostor": ({"scl-ray/role": "head"}, "elsewhere"),
     "kuberay": ({"app.kubernetes.io/name": "kuberay-operator"}, "operators"),
+    "prometheus": ({"app.kubernetes.io/name": "prometheus"}, "monitoring"),
 }
 
 
 def test_only_those_reach_a_part_who_need_it(objects: list[Object]) -> None:
-    policies = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy"]
-    parties = {pod.labels["scl-ray/role"]: (pod.labels, NAMESPACE) for pod in pods(objects)} | OUTSIDERS
-    assert {"head", "worker", "submitter", "mlflow", "postgres", "passwords"} <= parties.keys()
-    found = {
-        (source, target, port)
-        for source in parties
-        for target in parties.keys() - OUTSIDERS.keys()
-        for port in (*PORTS.get(target, [22]), 22)
-        if _reaches(policies, parties[source], parties[target], port)
-    }
+    assert {"head", "worker", "submitter", "mlflow", "postgres", "passwords"} <= _parties(objects).keys()
     wanted = {(*pair, port) for pair, ports in ALLOWED.items() for port in ports}
     # Ray chooses ports, so between its nodes all are open.
     wanted |= {(source, target, 22) for source in ("head", "worker") for target in ("head", "worker")}
-    assert found == wanted
+    assert _ways(objects) == wanted
+
+
+def test_prometheus_reads_metrics_where_it_is_let_in(overlay: str, objects: list[Object], tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    with (tmp_path / "k8s/overlays" / overlay / "kustomization.yaml").open("a") as kustomization:
+        kustomization.write("components: [../../prometheus]\n")
+    admitting = rendered(overlay, tmp_path / "k8s")
+    metrics = {("prometheus", "head", 8080), ("prometheus", "worker", 8080)}
+    assert _ways(admitting) - _ways(objects) == metrics
+
+    monitor = only(admitting, "PodMonitor", "ray")
+    assert monitor["metadata"]["namespace"] == NAMESPACE
+    read = {pod.labels["scl-ray/role"] for pod in pods(admitting) if _selects(monitor["spec"]["selector"], pod.labels)}
+    assert read == {"head", "worker"}
 
 
 def test_the_database_and_mlflow_send_nothing_out(objects: list[Object]) -> None:
@@ -159,6 +166,23 @@ def test_the_database_and_mlflow_send_nothing_out(objects: list[Object]) -> None
 
 
 Party = tuple[dict[str, str], str]  # labels of a pod, and its namespace
+
+
+def _parties(objects: list[Object]) -> dict[str, Party]:
+    return {pod.labels["scl-ray/role"]: (pod.labels, NAMESPACE) for pod in pods(objects)} | OUTSIDERS
+
+
+def _ways(objects: list[Object]) -> set[tuple[str, str, int]]:
+    """Who reaches which of our pods at which port."""
+    policies = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy"]
+    parties = _parties(objects)
+    return {
+        (source, target, port)
+        for source in parties
+        for target in parties.keys() - OUTSIDERS.keys()
+        for port in (*PORTS.get(target, [22]), 22)
+        if _reaches(policies, parties[source], parties[target], port)
+    }
 
 
 def _reaches(policies: list[Object], source: Party, target: Party, port: int) -> bool:
