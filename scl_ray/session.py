@@ -20,7 +20,7 @@ from scl_ray.mending import SAMPLE_IMAGES
 from scl_ray.plan import Plan
 from scl_ray.results import Results, missing, open_results, trial_means
 from scl_ray.storage import StorageError
-from scl_ray.store import Store
+from scl_ray.store import FAILURES, Store
 
 if TYPE_CHECKING:
     from scl_ray.datasets import Dataset
@@ -58,6 +58,7 @@ def write_plan(store: Store, plan: Plan, dataset: "Dataset") -> None:
         return
     # First of all: an older report must not pass for this run's, should the run end before its own is written.
     store.remove("report/index.html")
+    store.remove(FAILURES)
     store.write_table(SAMPLE_IMAGES, _sample_images(plan, dataset))
     store.write("sweep.yaml", resolved)
     # Last, since it says that the others are this run's.
@@ -106,6 +107,8 @@ def finish(
     """
     unwritten = None
     try:
+        if failures:
+            store.write_json(FAILURES, dict(failures))
         store.remove_superseded(plan.trials.keys() - failures.keys(), plan.cells)
         if not store.fs.exists(store.path("report/index.html")):
             report.build(out, plan.sweep.name)

@@ -15,11 +15,11 @@ from rich.console import Console
 from scl_ray import lock
 from scl_ray.config import Sweep
 from scl_ray.results import missing, open_results
-from scl_ray.store import Store, open_store
+from scl_ray.store import FAILURES, Store, open_store
 
 State = Literal["waiting", "training", "evaluating", "done", "failed", "stopped"]
-STATES: tuple[State, ...] = ("waiting", "training", "evaluating", "done", "failed", "stopped")
 UNTRAINED: tuple[State, ...] = ("waiting", "training", "failed")
+STATES: tuple[State, ...] = ("waiting", "training", "evaluating", "done", "failed", "stopped")
 
 
 def describe(sweep: Sweep, out: str, console: Console) -> None:
@@ -35,7 +35,8 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
     row: Any
     for row in missing(results).itertuples():
         lacks[row.trial] += cells * plan["images"] if row.what == "training" else row.last - row.first + 1
-    states = {trial: _state(trial, records.get(trial), lacks[trial], files) for trial in plan["trials"]}
+    failures: dict[str, str] = store.read_json(FAILURES) or {}
+    states = {trial: _state(trial, records.get(trial), lacks[trial], files, failures) for trial in plan["trials"]}
     by_state: dict[State, list[str]] = defaultdict(list)
     for trial, state in states.items():
         by_state[state].append(trial)
@@ -47,7 +48,7 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
     going = [trial for trial in states if states[trial] != "stopped"]
     wanted, lacking = len(going) * cells * plan["images"], sum(lacks[trial] for trial in going)
     console.print(f"scores  {wanted - lacking:,} of {wanted:,}")
-    labels = _labels(sweep, plan, records, [*by_state["training"], *by_state["evaluating"]])
+    labels = _labels(sweep, plan, records, [*by_state["training"], *by_state["evaluating"], *by_state["failed"]])
     for trial in by_state["training"]:
         console.print(f"training    {labels[trial]} ({trial})")
     for trial in by_state["evaluating"]:
@@ -56,12 +57,14 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
     for trial in by_state["stopped"]:
         console.print(f"stopped     {records[trial]['label']} ({trial}): {records[trial]['reason']}", soft_wrap=True)
     for trial in by_state["failed"]:
-        console.print(f"failed      {records[trial]['label']} ({trial}): {records[trial]['error']}", soft_wrap=True)
+        why = failures.get(trial) or records[trial]["error"]
+        console.print(f"failed      {labels[trial]} ({trial}): {why}", soft_wrap=True)
     if (latest := max(filter(None, files.values()), default=None)) is not None:
         console.print(f"written {latest:%F %T} UTC, for the last time")
-    untrained = sum(len(by_state[state]) for state in UNTRAINED)
+    trained = [trial for trial in by_state["failed"] if f"checkpoints/{trial}/checkpoint.json" in files]
+    to_train = sum(len(by_state[state]) for state in UNTRAINED) - len(trained)
     what = ", ".join([
-        *([f"the training of {untrained:,} trial{'s' * (untrained > 1)}"] if untrained else []),
+        *([f"the training of {to_train:,} trial{'s' * (to_train > 1)}"] if to_train else []),
         *([f"{lacking:,} scores"] if lacking else []),
         *(["the report"] if "report/index.html" not in files else []),
     ])  # fmt: skip
@@ -70,15 +73,23 @@ def describe(sweep: Sweep, out: str, console: Console) -> None:
         console.print("go on   by the command that started it: what is finished is not computed again")
 
 
-def _state(trial: str, record: Mapping[str, Any] | None, lacks: int, files: Collection[str]) -> State:
-    """The trial's state, as far as the store tells: of one that trains, it holds what resuming needs."""
+def _state(
+    trial: str, record: Mapping[str, Any] | None, lacks: int, files: Collection[str], failures: Collection[str]
+) -> State:
+    """The trial's state, as far as the store tells: of one that trains, it holds what resuming needs.
+
+    failures: the trials that had failed at the end of the last run.
+    """
     checkpoint = f"checkpoints/{trial}"
-    if record is not None and record["status"] == "trained" and f"{checkpoint}/checkpoint.json" in files:
-        return "evaluating" if lacks else "done"
+    is_trained = record is not None and record["status"] == "trained" and f"{checkpoint}/checkpoint.json" in files
+    if is_trained and not lacks:
+        return "done"
     if record is not None and record["status"] == "stopped":
         return "stopped"
-    if record is not None and record["status"] == "failed":
+    if trial in failures or (record is not None and record["status"] == "failed"):
         return "failed"
+    if is_trained:
+        return "evaluating"
     return "training" if f"{checkpoint}/resume.pt" in files else "waiting"
 
 

@@ -30,6 +30,7 @@ from scl_ray.storage import StorageError, open_filesystem
 
 SCHEMA = 2  # of records, plans and parts; 1 had no checksums
 KINDS = ("scores", "predictions", "curves", "samples")
+FAILURES = "failures.json"  # of the last run that came to its end: trial to reason
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from conftest import DEMO, Outcome
 from report import known_sweep as known
 
 from scl_ray import lock
-from scl_ray.store import Store
+from scl_ray.store import FAILURES, Store
 
 CELLS = len(known.cells(("corrected",)))
 EACH = CELLS * known.IMAGES  # scores of one trial
@@ -79,6 +79,20 @@ def test_every_state_of_a_trial(status: Status, store: Store) -> None:
     assert f"stopped     {labels[stopped]} ({stopped}): early" in said
     assert f"missing the training of 4 trials, {lacking:,} scores, the report" in said
     assert "go on   by the command that started it" in said
+
+
+def test_what_failed_when_it_was_last_run(status: Status, store: Store) -> None:
+    lost, unscored, made_up_for, *_ = store.read_json("plan.json")["trials"]
+    store.write_json(FAILURES, {lost: "its coordinator was lost", unscored: "a metric", made_up_for: "a metric"})
+    store.remove(f"checkpoints/{lost}")
+    store.remove(f"trials/{lost}.json")
+    Path(store.parts("scores", unscored)[0].path).unlink()
+
+    said = status()
+    assert "trials  12: 10 done, 2 failed" in said
+    assert f"failed      a trial without a record ({lost}): its coordinator was lost" in said
+    assert f"failed      {store.record(unscored)['label']} ({unscored}): a metric" in said
+    assert "missing the training of 1 trial, " in said
 
 
 def test_who_runs_it(status: Status, store: Store) -> None:
