@@ -7,23 +7,26 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import yaml
 from rich.console import Console
 
-from scl_ray import events, interruption, report, tracking
+from scl_ray import apart, events, interruption, tracking
 from scl_ray import plan as planning
 from scl_ray.config import InputError
 from scl_ray.mending import SAMPLE_IMAGES
 from scl_ray.plan import Plan
-from scl_ray.results import Results, missing, open_results, trial_means
 from scl_ray.storage import StorageError
 from scl_ray.store import FAILURES, Store
+from scl_ray.tracking import Record
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from scl_ray.datasets import Dataset
+    from scl_ray.results import Results
 
 STOP_SECONDS = 2.5  # what MLflow has to hear that a sweep was stopped
 RETRIES_NAMED = 5
@@ -105,19 +108,27 @@ def finish(
     failures: trial to reason. is_logged: whether MLflow has kept up so far; when it has not, it is not asked again.
     retries: trial and reason of each piece of work that was lost and started again.
     """
-    unwritten = None
+    unwritten: Exception | None = None
+    is_to_write = False
     try:
         if failures:
             store.write_json(FAILURES, dict(failures))
         store.remove_superseded(plan.trials.keys() - failures.keys(), plan.cells)
-        if not store.fs.exists(store.path("report/index.html")):
-            report.build(out, plan.sweep.name)
+        is_to_write = not store.fs.exists(store.path("report/index.html"))
     except StorageError as error:
         unwritten = error
-    results = open_results(out, plan.sweep.name)
+    try:
+        # Every score is read for it, which takes the more memory the more trials there are.
+        summed_up = apart.call(_sum_up, out, plan.sweep.name, is_to_write, is_logged)
+    except apart.Lost as error:
+        summed_up, is_logged = _SummedUp(None, {}, error), False
+    unwritten = unwritten or summed_up.unwritten
+    records = store.records(list(plan.trials))
     if is_logged:
-        is_logged = _log(plan, results, out, uri, failures, console)
-    stopped = {trial: record["reason"] for trial, record in results.records.items() if record["status"] == "stopped"}
+        is_logged = _log(plan, store, records, summed_up.means, out, uri, failures, console)
+    stopped = {trial: record["reason"] for trial, record in records.items() if record["status"] == "stopped"}
+    if summed_up.table is not None:
+        console.print(summed_up.table)
     _summarise(plan, out, uri, stopped, failures, retries, console)
     if not is_logged:
         console.print("MLflow lacks some of the log; the results are complete, and the same command logs the rest")
@@ -128,14 +139,39 @@ def finish(
     return code
 
 
-def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str, str], console: Console) -> bool:
+class _SummedUp(NamedTuple):
+    """What a sweep comes to: the table that is printed, the means of each trial, and why there is no report."""
+
+    table: "Table | None"
+    means: dict[str, dict[str, float | None]]
+    unwritten: Exception | None
+
+
+def _sum_up(out: str, name: str, is_to_write: bool, is_logged: bool) -> _SummedUp:
+    """Write the report where there is none; and read what is printed and, where it *is_logged*, what MLflow is told."""
+    from scl_ray import report
+    from scl_ray.results import open_results
+
+    unwritten = None
+    if is_to_write:
+        try:
+            report.build(out, name)
+        except StorageError as error:
+            unwritten = error
+    means = _means(open_results(out, name)) if is_logged else {}
+    return _SummedUp(report.summary_table(out, name), means, unwritten)
+
+
+def _log(
+    plan: Plan, store: Store, records: Mapping[str, Record], means: Mapping[str, Mapping[str, float | None]], out: str,
+    uri: str, failures: Mapping[str, str], console: Console,
+) -> bool:  # fmt: skip
     """Bring MLflow up to date with the store. Returns False when it cannot be used."""
-    means = _means(results)
     try:
         tracking.log_sweep(
             uri,
             plan.sweep.name,
-            results.records.values(),
+            records.values(),
             {trial: means[trial] for trial in means.keys() - failures.keys()},
             f"{out}/{plan.sweep.name}/report",
             plan.sweep.model_dump(mode="json"),
@@ -144,7 +180,7 @@ def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str
         )
         deadline = time.monotonic() + NETWORKS_SECONDS
         lacking = tracking.log_networks(
-            uri, plan.sweep.name, results.store, results.records.values(), lambda: time.monotonic() < deadline
+            uri, plan.sweep.name, store, records.values(), lambda: time.monotonic() < deadline
         )
     except (tracking.TrackingError, InputError) as error:  # InputError: its experiment was deleted meanwhile
         console.print(str(error), style="yellow")
@@ -154,8 +190,10 @@ def _log(plan: Plan, results: Results, out: str, uri: str, failures: Mapping[str
     return True
 
 
-def _means(results: Results) -> dict[str, dict[str, float | None]]:
+def _means(results: "Results") -> dict[str, dict[str, float | None]]:
     """What MLflow is told of each trial that lacks nothing: ``<facet>/<metric>/<method>`` to the mean, if any."""
+    from scl_ray.results import missing, trial_means
+
     table = trial_means(results)
     table = table[~table["trial"].isin(missing(results)["trial"])]
     means: dict[str, dict[str, float | None]] = {trial: {} for trial in table["trial"]}
@@ -170,8 +208,7 @@ def _summarise(
     plan: Plan, out: str, uri: str, stopped: Mapping[str, str], failures: Mapping[str, str],
     retries: Sequence[tuple[str, str]], console: Console,
 ) -> None:  # fmt: skip
-    """Print the table, what was lost and done again, what was stopped, what failed, and where everything is."""
-    console.print(report.summary_table(out, plan.sweep.name))
+    """Print what was lost and done again, what was stopped, what failed, and where everything is."""
     if retries:
         console.print(f"{len(retries)} {'retry' if len(retries) == 1 else 'retries'}: what was lost was done again")
     for trial, reason in retries[:RETRIES_NAMED]:

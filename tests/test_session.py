@@ -12,6 +12,7 @@ from tracking.logged import Stored
 from scl_ray import config, results, session, tracking
 from scl_ray.parts import Versioned
 from scl_ray.plan import Plan
+from scl_ray.store import open_store
 
 
 def test_only_complete_trials_have_means_and_none_where_nothing_is_defined(tmp_path: Path) -> None:
@@ -41,6 +42,6 @@ def test_an_experiment_deleted_meanwhile_costs_the_log_alone(tmp_path: Path, mon
     stored.client.delete_experiment(stored.parent.info.experiment_id)
     plan = Plan(config.load(DEMO), {}, {}, (), (), known.IMAGES, 64, {})
     said = io.StringIO()
-    opened = results.open_results(str(tmp_path), "demo")
-    assert not session._log(plan, opened, str(tmp_path), uri, {}, Console(file=said, width=400))
+    store = open_store(str(tmp_path), "demo")
+    assert not session._log(plan, store, {}, {}, str(tmp_path), uri, {}, Console(file=said, width=400))
     assert "its experiment 'demo' was deleted; restore it there" in said.getvalue()

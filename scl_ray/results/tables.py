@@ -25,6 +25,7 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """A database in memory, whose tables `scl_ray.results.Results.query` names."""
     connection = duckdb.connect()
+    connection.execute("SET enable_progress_bar = false")  # which it would draw into whatever is printed
     for column, table in (("trial", trials), ("method", cells), ("metric", cells), ("protocol", cells)):
         names = ", ".join(map(_quoted, table[column].cat.categories))
         connection.execute(f"CREATE TYPE {column}_name AS ENUM ({names})")

@@ -4,8 +4,9 @@ python tests/benchmarks/scale/driver.py > tests/benchmarks/scale/figures/driver.
 
 Everything runs as it is, Tune, coordinators, permits, store, MLflow and report, on a real cluster of this machine; only
 what a slot would compute is replaced: training waits for a second, and a shard writes whole parts of made-up scores.
-Each size is a process of its own, of which this tells CPU seconds (all its threads) and resident memory. What a trial
-costs is told from what a shard costs by a second run whose trials have many more shards.
+Each size is a process of its own, of which this tells memory and CPU seconds: those of all its threads, and of the
+process that it has write the report. What a trial costs is told from what a shard costs by a second run whose trials
+have many more shards.
 """
 
 import argparse
@@ -29,9 +30,10 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 
 
 import numpy as np
 import pyarrow as pa
+import torch
 from rich.console import Console
 
-from scl_ray import config, plan, session
+from scl_ray import backbones, checkpoint, config, plan, session
 from scl_ray.cluster import coordinator, driver
 from scl_ray.cluster.connection import ray
 from scl_ray.config import Cell
@@ -40,8 +42,9 @@ from scl_ray.store import Store
 
 DEMO = Path(__file__).parents[3] / "sweeps/demo.yaml"
 SIZES = ((4, 250, 4), (4, 1000, 4), (4, 2000, 4), (8, 250, 4), (8, 1000, 4), (8, 2000, 4), (8, 250, 24))
-TRAINING = 1.0  # seconds
+TRAINING = float(os.environ.get("T", "1.0"))  # seconds
 IMAGES = 240
+QUARTERS = (0.25, 0.5, 0.75, 1)
 LOOK_EVERY = 1.0  # seconds between two looks at the driver's memory
 
 
@@ -61,7 +64,7 @@ def train(
     time.sleep(TRAINING)
     epoch = {"epoch": 1, "loss": 1.0, "seconds": TRAINING, "images_per_second": 1000.0}
     yield epoch
-    store.write_checkpoint(trial_id, {"weights.safetensors": bytes(1000), "checkpoint.json": b"{}"})
+    store.write_checkpoint(trial_id, network())
     store.write_record(trial_id, {
         **about, "status": "trained", "checkpoint": f"checkpoints/{trial_id}", "epochs": [epoch], "seconds": TRAINING,
         "readouts": dict.fromkeys(("corrected", "published"), trial.readout),
@@ -69,6 +72,17 @@ def train(
         "finished": time.strftime("%FT%TZ", time.gmtime()), "versions": {},
     })  # fmt: skip
     yield {"slot_seconds": TRAINING}
+
+
+def network() -> dict[str, bytes]:
+    """The files of a network as it is before it is trained."""
+    built = backbones.build("resnet8", 32)
+    outputs = torch.zeros(10, built(torch.zeros(2, 3, 32, 32)).shape[1])
+    return checkpoint.to_files(checkpoint.Checkpoint(
+        backbone_name="resnet8", backbone=built, readout="own_layer", weight=outputs, bias=torch.zeros(10),
+        temperature=1.0, prototypes=outputs.clone(), classes=tuple("0123456789"), image_size=32,
+        mean=(0.5,) * 3, std=(0.5,) * 3,
+    ))  # fmt: skip
 
 
 def evaluate(store: Store, trial_id: str, shard: Shard, *_: Any, **__: Any) -> dict[str, Any]:
@@ -146,11 +160,11 @@ def one(slots: int, trials: int, shards: int) -> dict[str, Any]:
         stop.set()
         watching.join()
         cluster.shutdown()
-    quarters = [memory[round(share * (len(memory) - 1))] for share in (0.25, 0.5, 0.75, 1)]
     return {
         "slots": slots, "trials": trials, "shards": shards,
         "phases": clock.found,
-        "memory_mb": {"at_quarters": quarters, "most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024},
+        "memory_mb": {kind: {"at_quarters": [memory[round(share * (len(memory) - 1))][kind] for share in QUARTERS],
+                             "most": max(look[kind] for look in memory)} for kind in memory[0]},
     }  # fmt: skip
 
 
@@ -169,13 +183,16 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    """Seconds of this process, and of those that it has started and that have ended: that which writes the report."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def _memory() -> float:
-    """Resident megabytes of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def _memory() -> dict[str, int]:
+    """Megabytes that this process has for itself, and all that it maps: files of libraries, say, which others share."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    of = {name: int(amount.split()[0]) for name, amount in (line.split(":", 1) for line in lines)}  # kB
+    return {"own": (of["Private_Clean"] + of["Private_Dirty"]) // 1024, "resident": of["Rss"] // 1024}
 
 
 def main() -> None:
