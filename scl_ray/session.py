@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import yaml
@@ -20,13 +20,11 @@ from scl_ray.mending import SAMPLE_IMAGES
 from scl_ray.plan import Plan
 from scl_ray.storage import StorageError
 from scl_ray.store import FAILURES, Store
+from scl_ray.summing_up import SummedUp, sum_up
 from scl_ray.tracking import Record
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from scl_ray.datasets import Dataset
-    from scl_ray.results import Results
 
 STOP_SECONDS = 2.5  # what MLflow has to hear that a sweep was stopped
 RETRIES_NAMED = 5
@@ -119,9 +117,9 @@ def finish(
         unwritten = error
     try:
         # Every score is read for it, which takes the more memory the more trials there are.
-        summed_up = apart.call(_sum_up, out, plan.sweep.name, is_to_write, is_logged)
+        summed_up = apart.call(sum_up, out, plan.sweep.name, is_to_write, is_logged)
     except apart.Lost as error:
-        summed_up, is_logged = _SummedUp(None, {}, error), False
+        summed_up, is_logged = SummedUp(None, {}, error), False
     unwritten = unwritten or summed_up.unwritten
     records = store.records(list(plan.trials))
     if is_logged:
@@ -137,29 +135,6 @@ def finish(
     code = 1 if failures or unwritten is not None else 0
     events.say("run ended", code=code, failed=len(failures), stopped=len(stopped), retries=len(retries))
     return code
-
-
-class _SummedUp(NamedTuple):
-    """What a sweep comes to: the table that is printed, the means of each trial, and why there is no report."""
-
-    table: "Table | None"
-    means: dict[str, dict[str, float | None]]
-    unwritten: Exception | None
-
-
-def _sum_up(out: str, name: str, is_to_write: bool, is_logged: bool) -> _SummedUp:
-    """Write the report where there is none; and read what is printed and, where it *is_logged*, what MLflow is told."""
-    from scl_ray import report
-    from scl_ray.results import open_results
-
-    unwritten = None
-    if is_to_write:
-        try:
-            report.build(out, name)
-        except StorageError as error:
-            unwritten = error
-    means = _means(open_results(out, name)) if is_logged else {}
-    return _SummedUp(report.summary_table(out, name), means, unwritten)
 
 
 def _log(
@@ -188,20 +163,6 @@ def _log(
     if lacking:
         console.print(f"MLflow lacks {len(lacking)} networks; the same command logs more")
     return True
-
-
-def _means(results: "Results") -> dict[str, dict[str, float | None]]:
-    """What MLflow is told of each trial that lacks nothing: ``<facet>/<metric>/<method>`` to the mean, if any."""
-    from scl_ray.results import missing, trial_means
-
-    table = trial_means(results)
-    table = table[~table["trial"].isin(missing(results)["trial"])]
-    means: dict[str, dict[str, float | None]] = {trial: {} for trial in table["trial"]}
-    for row in table.to_dict("records"):
-        # Where no value is defined, pandas has nan for the mean.
-        mean = row["mean"] if row["images"] else None
-        means[row["trial"]][f"{row['facet']}/{row['metric']}/{row['method']}"] = mean
-    return means
 
 
 def _summarise(

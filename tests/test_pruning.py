@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
+import object_store
 import pyarrow as pa
 import pytest
 from conftest import DEMO
@@ -23,15 +23,23 @@ WIDE = [
 ]  # fmt: skip
 
 
-@pytest.fixture(params=["folder", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, digits: Dataset) -> Iterator[Store]:
-    """All that `WIDE` wants, of generated numbers, on a disk and on a filesystem that knows no folders."""
-    out = str(tmp_path) if request.param == "folder" else f"memory://{tmp_path.name}"
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with object_store.serving():
+        yield
+
+
+@pytest.fixture(params=["folder", "object store"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, digits: Dataset) -> Store:
+    """All that `WIDE` wants, of generated numbers, on a disk and on S3, which knows no folders."""
+    if request.param == "folder":
+        out = str(tmp_path)
+    else:
+        request.getfixturevalue("server")
+        out = object_store.new_bucket()
     store = open_store(out, "demo")
     finish(store, digits, sweep())
-    yield store
-    if request.param == "memory":
-        fsspec.filesystem("memory").store.clear()
+    return store
 
 
 def sweep(*overrides: str) -> Sweep:
