@@ -165,14 +165,20 @@ def _on_every_node(look: Any, *arguments: Any) -> Iterator[tuple[str, str]]:
         if node["Alive"]:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             looks = look.options(num_cpus=0, scheduling_strategy=here, max_retries=1)
-            found.append((node["NodeManagerAddress"], looks.remote(*arguments)))
-    for address, answer in found:
+            found.append((node, looks.remote(*arguments)))
+    for node, answer in found:
         try:
             problem = ray.get(answer, timeout=60)
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+        except ray.exceptions.RayError as error:
+            if not _is_alive(node["NodeID"]):  # it has died meanwhile: it is none of the cluster's
+                continue
             problem = str(error).splitlines()[0]
         if problem:
-            yield address, problem
+            yield node["NodeManagerAddress"], problem
+
+
+def _is_alive(node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
 @ray.remote

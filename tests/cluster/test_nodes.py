@@ -8,12 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from conftest import ROOT, small
 from ray._private.authentication_test_utils import reset_auth_token_state
+from ray.cluster_utils import Cluster
 
 from scl_ray import datasets
 from scl_ray.cluster import connection
@@ -162,6 +166,37 @@ def test_a_storage_is_tried_from_every_node(address: str, tmp_path: Path) -> Non
         with pytest.raises(InputError, match=r"--out memory://x: node .* cannot use it .*address and credentials"):
             connection.check_storage("memory://x", "demo")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_node_that_dies_while_it_is_asked_is_none_of_the_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "num_cpus": 1})
+    try:
+        dying = cluster.add_node(num_cpus=1)
+        doomed = dying.node_id
+
+        @ray.remote
+        def halts(*_: object) -> None:
+            if ray.get_runtime_context().get_node_id() == doomed:
+                asked.touch()
+                time.sleep(300)
+
+        def kill() -> None:
+            while not asked.exists():
+                time.sleep(0.05)
+            cluster.remove_node(dying, allow_graceful=False)
+
+        monkeypatch.setattr(connection, "_uses", halts)
+        with connection.connected(cluster.address):
+            killing = threading.Thread(target=kill, daemon=True)
+            killing.start()
+            connection.check_storage(str(tmp_path), "demo")
+            killing.join()
+    finally:
+        cluster.shutdown()
+    assert asked.exists()
 
 
 def test_another_token_is_refused(address: str, tmp_path: Path) -> None:

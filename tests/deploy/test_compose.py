@@ -173,7 +173,8 @@ def test_two_sweeps_share_the_cluster_and_outlive_a_worker(stack: Stack, tmp_pat
     ended = ("SUCCEEDED", "FAILED", "STOPPED")
     _until(lambda: requests.get(job, headers=ours, timeout=60).json()["status"] in ended)
     about = requests.get(job, headers=ours, timeout=60).json()
-    assert about["status"] == "SUCCEEDED", about
+    logs = requests.get(f"{job}/logs", headers=ours, timeout=60).json()["logs"]
+    assert about["status"] == "SUCCEEDED", f"{about['message']}\n{logs}"
 
     _parquet_is_whole(head, tmp_path)
     _mlflow_knows(stack)
