@@ -389,7 +389,8 @@ def test_it_can_be_cancelled_and_continues(tmp_path: Path, evaluate: Run, monkey
     somebody.join()
     assert "cancelled by process" in stopped.error
     assert "stopped process" in said[0]
-    kept = parts(tmp_path)
+    # It may have been about to put the second network beside the first, which is begun again then.
+    kept = {path: when for path, when in parts(tmp_path).items() if not path.startswith("checkpoints/")}
     assert kept
     assert evaluate(**asked).code == 0
     assert {path: parts(tmp_path)[path] for path in kept} == kept
