@@ -32,7 +32,7 @@ def shared(network: nn.Module, device: torch.device) -> nn.Module:
     else:  # SyncBatchNorm refuses a CPU's tensors
         for module in network.modules():
             if isinstance(module, _BatchNorm):
-                module.forward = MethodType(_normalised, module)  # type: ignore[method-assign]
+                module.forward = MethodType(_normalised, module)  # type: ignore[method-assign]  # of this one alone
     # The graph is the same in every step. Told so, it waits for no gradient of weights that have none.
     return DistributedDataParallel(network, gradient_as_bucket_view=True, static_graph=True)
 

@@ -56,7 +56,7 @@ class Batch:
             changed = {"layer": None, **changed}
         if not changed.keys() <= _OF_IMAGES:
             changed = {"kept": {}, **changed}
-        return dataclasses.replace(self, **{"passed": {}, **changed})  # type: ignore[arg-type]
+        return dataclasses.replace(self, **{"passed": {}, **changed})  # type: ignore[arg-type]  # of mixed fields
 
     def generators(self, spec: str) -> list[np.random.Generator]:
         """One random stream an image, for the method or metric *spec*."""

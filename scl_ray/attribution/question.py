@@ -106,7 +106,7 @@ class _Embedding(nn.Module):
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model.embed(images)  # type: ignore[operator]
+        features: Tensor = self.model.embed(images)  # type: ignore[operator]  # a submodule, to mypy
         return features
 
 
