@@ -20,14 +20,17 @@ class SummedUp(NamedTuple):
 def sum_up(out: str, name: str, is_to_write: bool, is_logged: bool) -> SummedUp:
     """Write the report where it *is_to_write*; and read what is printed and, where it *is_logged*, what MLflow is
     told."""
+    results = open_results(out, name)
     unwritten = None
-    if is_to_write:
-        try:
-            report.build(out, name)
-        except StorageError as error:
-            unwritten = error
-    found = means(open_results(out, name)) if is_logged else {}
-    return SummedUp(report.summary_table(out, name), found, unwritten)
+    try:
+        if is_logged:
+            results.means("own", "common")  # of the one reading that both the report and MLflow take
+        if is_to_write:
+            report.build(results)
+    except StorageError as error:
+        unwritten = error
+    found = means(results) if is_logged else {}
+    return SummedUp(report.summary_table(results), found, unwritten)
 
 
 def means(results: Results) -> dict[str, dict[str, float | None]]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from report import known_sweep as known
 
-from scl_ray import results
+from scl_ray import coverage, results
 from scl_ray.config import Cell, InputError
 from scl_ray.parts import Versioned
 from scl_ray.report.tables import make
@@ -74,6 +74,19 @@ def test_common_means_are_the_truth(sweep):
             truth = truths[number] + known.seed_offset(metric, 2, known.SEEDS)
             assert found["mean"] == pytest.approx(truth, abs=1e-6)
             assert found["images"] == len(common)
+
+
+def test_means_over_both_kinds_of_images_are_of_one_reading(sweep, monkeypatch):
+    opened, read = results.open_results(sweep, "demo"), []
+    take = coverage.scores
+    monkeypatch.setattr(coverage, "scores", lambda store, part, of: read.append(part.path) or take(store, part, of))
+    own, common = opened.means("own", "common")
+    assert len(set(read)) == len(read) == len(known.OBJECTIVES) * len(known.SEEDS)
+    # Who changes what he was given changes nothing of what others are given.
+    own["mean"] = 0.0
+    pd.testing.assert_frame_equal(results.trial_means(opened), results.trial_means(sweep, "demo"))
+    pd.testing.assert_frame_equal(common, results.trial_means(sweep, "demo", images="common"))
+    assert read.count(read[0]) == 3  # the two of the last lines, of a sweep that was opened anew each time
 
 
 def test_protocols_meet_their_own_read_out(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from scl_ray.report import build, summary_table
+from scl_ray.results import open_results
 from scl_ray.storage import StorageError
 
 
@@ -25,8 +26,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
             page = side_by_side.build(arguments.out, arguments.name, arguments.compare)
             console.print(f"Comparison: {page}", soft_wrap=True)
             return 0
-        console.print(summary_table(arguments.out, arguments.name))
-        console.print(f"Report: {build(arguments.out, arguments.name).index}", soft_wrap=True)
+        results = open_results(arguments.out, arguments.name)
+        console.print(summary_table(results))
+        console.print(f"Report: {build(results).index}", soft_wrap=True)
     except ValueError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2

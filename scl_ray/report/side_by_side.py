@@ -32,7 +32,8 @@ class SideBySide:
 
 
 def build(out: str, name: str, other: str) -> str:
-    """Write ``report/compare/<other>/`` of sweep *name*: a page with its tables and figures. Returns the page's path.
+    """Write ``report/compare/<other>/`` of sweep *name*: a page with its tables and figures. Returns where the page
+    is: a path, or a URI as *out* is one.
 
     Raises InputError where either sweep is missing, where they are the same, and where they have nothing in common.
     """
@@ -53,9 +54,10 @@ def build(out: str, name: str, other: str) -> str:
     for figure in figures:
         files |= {f"figures/{figure.name}.svg": figure.svg.encode(), f"figures/{figure.name}.png": figure.png}
     files["index.html"] = _page((name, other), pair, made, found, figures).encode()
+    store = pair[0].store
     for path, content in files.items():
-        pair[0].store.write(f"report/compare/{other}/{path}", content)
-    return str(pair[0].store.path(f"report/compare/{other}", "index.html"))
+        store.write(f"report/compare/{other}/{path}", content)
+    return store.uri(store.path("report/compare", other, "index.html"))
 
 
 def compare(pair: tuple[Results, Results], made: tuple[Tables, Tables]) -> SideBySide:

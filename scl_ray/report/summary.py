@@ -5,18 +5,19 @@ from rich.table import Table
 from rich.text import Text
 
 from scl_ray.report import statistics, tables, terms
-from scl_ray.results import open_results
+from scl_ray.results import Results, open_results
 
 _ACROSS = 4  # this many objectives fit side by side in a terminal of 80 columns
 
 
-def summary_table(out: str, name: str) -> Table:
+def summary_table(out: str | Results, name: str = "") -> Table:
     """Accuracy and one measure per facet (its first metric, under the first method), mean ± spread over seeds, for
-    every objective; an arrow marks the better direction. Readable as plain text too.
+    every objective; an arrow marks the better direction. Readable as plain text too. Of the sweep *name* below *out*,
+    or of one that is open.
 
     Raises InputError where there is no sweep *name* below *out*.
     """
-    results = open_results(out, name)
+    results = out if isinstance(out, Results) else open_results(out, name)
     means = tables.seed_means(results)
     keys = [*terms.VIEW, *terms.MEASURE, "direction", "objective_label"]
     measures = terms.representative(statistics.over_seeds(means, keys))
@@ -24,8 +25,9 @@ def summary_table(out: str, name: str) -> Table:
     shown = measures.loc[measures["facet"] != terms.ACCURACY, ["metric", "method"]].drop_duplicates()
     by_method = shown.groupby("method", sort=False)["metric"]
     explained = "; ".join(f"{method}: {', '.join(metrics)}" for method, metrics in by_method)
+    over = f" ± spread over {seeds} seeds" if seeds > 1 else ", one seed"
     table = Table(
-        title=Text(f"{name}: mean{f' ± spread over {seeds} seeds' if seeds > 1 else ', one seed'}", "table.title"),
+        title=Text(f"{results.name}: mean{over}", "table.title"),
         caption=Text(explained, "table.caption"), box=None, show_header=False, title_justify="left",
         caption_justify="left", pad_edge=False,
     )  # fmt: skip

@@ -23,13 +23,14 @@ class ReportPaths:
     figures: tuple[str, ...]
 
 
-def build(out: str, name: str) -> ReportPaths:
-    """Write ``report/index.html``, ``report/tables/*.{csv,tex}`` and ``report/figures/*.{svg,png}`` of sweep *name*.
+def build(out: str | Results, name: str = "") -> ReportPaths:
+    """Write ``report/index.html``, ``report/tables/*.{csv,tex}`` and ``report/figures/*.{svg,png}`` of the sweep *name*
+    below *out*, or of one that is open.
 
     The same store gives the same bytes; a file of an earlier report that this one does not have is removed. Raises
     InputError where there is no sweep *name* below *out*.
     """
-    results = open_results(out, name)
+    results = out if isinstance(out, Results) else open_results(out, name)
     made = tables.make(results)
     with style():
         views = list(_views(results, made))
@@ -42,7 +43,7 @@ def build(out: str, name: str) -> ReportPaths:
     for figure in [*figures, *doses]:
         files |= {f"figures/{figure.name}.svg": figure.svg.encode(), f"figures/{figure.name}.png": figure.png}
     # The page comes last: where it is, what it names is there.
-    files["index.html"] = page.render(name, results, made, views, doses).encode()
+    files["index.html"] = page.render(results.name, results, made, views, doses).encode()
     for path, content in files.items():
         results.store.write(f"report/{path}", content)
     _remove_others(results, set(files))

@@ -4,7 +4,7 @@ Only what ``plan.json`` covers is read: its trials, its cells in their current v
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -26,22 +26,26 @@ __all__ = [
 ]  # fmt: skip
 
 Protocol = Literal["corrected", "published"]
+Images = Literal["own", "common"]
 
 
 @dataclass(frozen=True)
 class Results:
     """One sweep, opened for reading.
 
-    ``plan`` is plan.json; ``records`` the trials' records in the plan's order (a trial that has not begun has none);
-    ``trials`` one row a trial: objective, objective_label, the objective's parameters, backbone, seed, dataset;
-    ``cells`` one row a cell: method, metric, facet, direction, protocol and the two specs without their protocol.
+    ``name`` is the sweep's; ``plan`` is plan.json; ``records`` the trials' records in the plan's order (a trial that
+    has not begun has none); ``trials`` one row a trial: objective, objective_label, the objective's parameters,
+    backbone, seed, dataset; ``cells`` one row a cell: method, metric, facet, direction, protocol and the two specs
+    without their protocol.
     """
 
+    name: str
     store: Store
     plan: dict[str, Any]
     records: dict[str, dict[str, Any]]
     trials: pd.DataFrame
     cells: pd.DataFrame
+    _means: dict[Images, pd.DataFrame] = field(default_factory=dict, repr=False)
 
     @cached_property
     def connection(self) -> duckdb.DuckDBPyConnection:
@@ -60,6 +64,15 @@ class Results:
         connection = self.connection
         with coverage.damage_named(self.store, self.plan):
             return connection.execute(sql, list(parameters)).df()
+
+    def means(self, *images: Images) -> list[pd.DataFrame]:
+        """`trial_means` over each of these kinds of *images*; those that were not asked for before are of one reading
+        of every score."""
+        unknown = [kind for kind in dict.fromkeys(images) if kind not in self._means]
+        if unknown:
+            selections = [self.query("FROM common") if kind == "common" else None for kind in unknown]
+            self._means.update(zip(unknown, means.of_trials(self, selections), strict=True))
+        return [self._means[kind].copy() for kind in images]
 
 
 def load(out: str, name: str, *, protocol: Protocol | None = None) -> pd.DataFrame:
@@ -101,7 +114,7 @@ def missing(out: str | Results, name: str = "") -> pd.DataFrame:
     return table.astype({"first": "Int64", "last": "Int64"})
 
 
-def trial_means(out: str | Results, name: str = "", *, images: Literal["own", "common"] = "own") -> pd.DataFrame:
+def trial_means(out: str | Results, name: str = "", *, images: Images = "own") -> pd.DataFrame:
     """The mean of every metric over the correctly classified images of each trial.
 
     *images* ``own``: those that the trial itself classifies correctly; ``common``: those that all trials of the same
@@ -109,7 +122,8 @@ def trial_means(out: str | Results, name: str = "", *, images: Literal["own", "c
     is defined), images (with a defined value), undefined (images without one).
     """
     results = out if isinstance(out, Results) else open_results(out, name)
-    return means.of_trials(results, results.query("FROM common") if images == "common" else None)
+    (found,) = results.means(images)
+    return found
 
 
 def accuracies(results: Results) -> pd.DataFrame:
@@ -171,7 +185,7 @@ def open_results(out: str, name: str) -> Results:
     """Open the sweep *name* below *out* (a folder or an fsspec URI). Raises InputError where there is none."""
     store, plan, records = _read(out, name)
     trials, cells = tables.of_trials(records, plan["trials"]), tables.of_cells(plan)
-    return Results(store, plan, records, trials, cells)
+    return Results(name, store, plan, records, trials, cells)
 
 
 def _read(out: str, name: str) -> tuple[Store, dict[str, Any], dict[str, dict[str, Any]]]:
