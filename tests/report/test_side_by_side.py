@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import object_store
 import pandas as pd
 import pytest
+import s3fs
 from report import known_sweep as known
 from scipy import stats
 
@@ -85,3 +87,22 @@ def test_sweeps_of_other_datasets_keep_their_own_images(tmp_path, monkeypatch):
     page, differences, _ = compared(tmp_path, "other")
     assert "The datasets differ" in page
     assert differences["difference"].abs().max() == pytest.approx(0, abs=1e-6)
+
+
+def test_on_an_object_store_it_is_the_same_page(out, tmp_path, capsys):
+    asked = ["--name", "few", "--compare", "second"]
+    with object_store.serving():
+        bucket = object_store.new_bucket()
+        for name in asked[1::2]:
+            s3fs.S3FileSystem().put(f"{out / name}/", f"{bucket}/{name}/", recursive=True)
+        assert main(["--out", bucket, *asked]) == 0
+        assert capsys.readouterr().out == f"Comparison: {bucket}/few/report/compare/second/index.html\n"
+        object_store.fetch(f"{bucket}/few/report/compare/second", tmp_path)
+    assert main(["--out", str(out), *asked]) == 0
+    made = files(tmp_path)
+    assert made == files(out / "few/report/compare/second")
+    assert {"index.html", "tables/differences.csv", "tables/verdicts.csv"} < made.keys()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

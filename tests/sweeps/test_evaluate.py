@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import given_networks as given
+import object_store
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -173,6 +174,28 @@ def test_the_same_command_computes_nothing(out: Path, evaluate: Run) -> None:
     assert (out / "evaluation/report/index.html").stat().st_mtime_ns == report
     assert "evaluated" not in done.out
     assert "accuracy" in done.out
+
+
+def test_on_an_object_store_it_finds_the_same(out: Path, tmp_path: Path, evaluate: Run) -> None:
+    with object_store.serving():
+        bucket = object_store.new_bucket()
+        done = evaluate(out=bucket)
+        assert done.code == 0, done.error
+        assert f"{bucket}/evaluation/report/index.html" in done.out
+        assert "180 of 180 scores" in evaluate("--dry-run", out=bucket).out
+        object_store.fetch(bucket, tmp_path)
+    there, here = (results.open_results(str(folder), "evaluation") for folder in (tmp_path, out))
+    for table in ("scored", "predictions"):
+        rows = f"FROM {table} ORDER BY ALL"
+        pd.testing.assert_frame_equal(there.query(rows), here.query(rows))
+    pd.testing.assert_frame_equal(results.curves(there), results.curves(here))
+    assert parts(tmp_path).keys() == parts(out).keys()
+    assert reported(tmp_path) == reported(out)
+
+
+def reported(out: Path) -> set[str]:
+    report = out / "evaluation/report"
+    return {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()}
 
 
 def test_a_dry_run_counts_and_writes_nothing(out: Path, evaluate: Run) -> None:
