@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,9 @@ def _on_disk(store: Store, mine: Holder) -> Iterator[Callable[[], Holder]]:
         other = _content(path)
         if other and not _is_here(other, mine):
             # This filesystem may not carry flock between hosts, so another host's lease decides.
-            if _renewed(lambda: _renewal(path), remaining=LEASE - _age(path)):
-                raise _refusal(store, other)
-            if is_free is False:
+            if living := _living(lambda: (_renewal(path), _content(path)), mine, remaining=LEASE - _age(path)):
+                raise _refusal(store, living)
+            if is_free is False and _flocked(file) is False:
                 file = stack.enter_context(_replaced(path))
         elif is_free is False or (is_free is None and other and not _is_dead(other, mine)):
             raise _refusal(store, other)
@@ -214,17 +215,18 @@ def _age(path: Path) -> float:
     return (now - _renewal(path)) / 1e9
 
 
-def _renewed(stamp: Callable[[], Any], remaining: float) -> bool:
-    """Whether a lease is renewed before it runs out: watched for the seconds that remain of it."""
-    seen, end = stamp(), time.monotonic() + remaining
-    while time.monotonic() < end:
-        time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+def _living(look: Callable[[], tuple[Any, Holder]], mine: Holder, remaining: float) -> Holder:
+    """Who is seen to renew a lease, watched for the seconds that remain of it. Nobody when it runs out or is given back
+    meanwhile, or its holder, a process of this host, ends. *look* gives what each renewal changes, and the holder."""
+    seen, holder = look()
+    stamp, end = seen, time.monotonic() + remaining
+    while holder and not _is_dead(holder, mine) and stamp == seen and (left := end - time.monotonic()) > 0:
+        time.sleep(min(1.0, left))
         asked = time.monotonic()
-        if stamp() != seen:
-            return True
+        stamp, holder = look()
         # While the storage kept this process waiting, it may have done so to the holder.
         end += time.monotonic() - asked
-    return False
+    return {} if stamp == seen or _is_dead(holder, mine) else holder
 
 
 @contextlib.contextmanager
@@ -265,8 +267,8 @@ def _in_object_store(store: Store, mine: Holder) -> Iterator[Callable[[], Holder
         current, other = read(fs)
         if other.get("token") == mine["token"]:
             break
-        if current is not None and not _is_dead(other, mine) and _renewed(lambda: read(fs)[0], LEASE):
-            raise _refusal(store, other)
+        if other and (living := _living(partial(read, fs), mine, LEASE)):
+            raise _refusal(store, living)
         put(fs, current)
 
     def renew() -> Holder:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ with lock.held(store.open_store(sys.argv[1], "demo"), lost=print):
     print("held", flush=True)
     time.sleep(60)
 """
+# The same on another host, and for less than a renewal.
+HOLD_ELSEWHERE = HOLD.replace("with ", "lock.socket.gethostname = lambda: 'another-host'\nwith ").replace("60", "2.5")
 
 
 @pytest.fixture
@@ -135,6 +138,32 @@ def test_a_holder_elsewhere_that_renews_is_alive(tmp_path: Path) -> None:
     renew.wait()
 
 
+@pytest.mark.parametrize("is_carried", [True, False], ids=["with locks of files", "without"])
+def test_a_holder_elsewhere_that_ends_while_it_is_watched_leaves_the_lock(
+    is_carried: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_carried:  # between hosts
+        monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    process = subprocess.Popen([sys.executable, "-c", HOLD_ELSEWHERE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    started = time.monotonic()
+    with lock.held(open_store(str(tmp_path), "demo"), never):
+        assert 1.0 < time.monotonic() - started < lock.LEASE / 2
+        assert json.loads((tmp_path / "demo/.lock").read_text())["pid"] == os.getpid()
+    process.communicate()
+    assert process.returncode == 0
+
+
+def test_who_takes_the_lock_while_it_is_watched_is_the_one_named(tmp_path: Path) -> None:
+    store = _foreign(tmp_path, age=1.0)
+    another = {"host": "a-third-host", "pid": 8, "token": "y", "since": "today"}
+    taking = threading.Timer(1.5, store.write_json, (".lock", another))
+    taking.start()
+    with pytest.raises(InputError, match="process 8 on a-third-host since today"), lock.held(store, never):
+        pass
+    taking.join()
+
+
 def test_a_lock_taken_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "RENEWAL", 0.1)
     taken: list[str] = []
@@ -176,6 +205,38 @@ def test_in_an_object_store_a_dead_holder_is_taken_over(
     store.write_json(".lock", {"host": "another-host", "pid": 7, "token": "x", "since": "yesterday"})
     with lock.held(store, never):
         assert store.read_json(".lock")["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("kind", ["s3", "without conditions"])
+def test_in_an_object_store_a_holder_that_releases_while_it_is_watched_leaves_the_lock(bucket: str, kind: str) -> None:
+    bucket = bucket if kind == "s3" else f"memory://{uuid.uuid4().hex}"
+    has_lock = threading.Event()
+
+    def hold() -> None:
+        with lock.held(open_store(bucket, "demo"), never):
+            has_lock.set()
+            time.sleep(2.5)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    assert has_lock.wait(10)
+    started, store = time.monotonic(), open_store(bucket, "demo")
+    with lock.held(store, never) as token:
+        assert 1.0 < time.monotonic() - started < lock.LEASE / 2
+        assert store.read_json(".lock")["token"] == token
+    holding.join()
+
+
+def test_in_an_object_store_a_holder_that_is_killed_while_it_is_watched_leaves_the_lock(bucket: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, bucket], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    killing = threading.Timer(2.5, process.kill)
+    killing.start()
+    started, store = time.monotonic(), open_store(bucket, "demo")
+    with lock.held(store, never) as token:
+        assert 1.0 < time.monotonic() - started < lock.LEASE / 2
+        assert store.read_json(".lock")["token"] == token
+    process.communicate()
 
 
 def test_what_a_file_server_keeps_of_a_dead_host_binds_nobody(holder: subprocess.Popen, tmp_path: Path) -> None:
