@@ -65,10 +65,11 @@ def _log(client: "MlflowClient", run: "Run", store: Store, trial: str) -> str | 
     from scl_ray.tracking import classifier
 
     run_id, experiment_id = run.info.run_id, run.info.experiment_id
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "model")
         about = Model(run_id=run_id, artifact_path=NAME)
         try:
-            classifier.save(store, trial, str(Path(folder, "model")), about)
+            classifier.save(store, trial, folder, about)
         except (OSError, MlflowException):
             raise
         except Exception:  # a network of the user's own may raise anything when it is traced
@@ -82,8 +83,8 @@ def _log(client: "MlflowClient", run: "Run", store: Store, trial: str) -> str | 
         model = begun[0] if begun else client.create_logged_model(
             experiment_id, NAME, run_id, {"trial": trial}, run.data.params, "image classifier")  # fmt: skip
         about.model_id = model.model_id
-        about.save(str(Path(folder, "model", "MLmodel")))
-        client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
+        about.save(str(folder / "MLmodel"))
+        client.log_model_artifacts(model.model_id, str(folder))
     client.finalize_logged_model(model.model_id, "READY")
     if not (run.outputs and run.outputs.model_outputs):  # MLflow refuses to be told twice
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
