@@ -40,16 +40,32 @@ def mend(store: Store, plan: Plan, console: Console, *, checkpoints: Collection[
         ]
     if store.fs.exists(store.path(SAMPLE_IMAGES)) and (why := store.problem(store.path(SAMPLE_IMAGES))):
         found.append(Damage(SAMPLE_IMAGES, why))
-    is_given = plan.sweep.kind == Comparison.kind
-    for path, why in found:
-        done_again = "it is computed again"
-        if path.startswith("checkpoints/"):
-            done_again = "it comes back when its file is given" if is_given else "the trial is trained again"
-        console.print(f"damaged: {path} ({why}); {done_again}", style="yellow")
-        store.remove(path)
+    for damage in found:
+        _remove(store, plan, damage, console)
     if found:
         store.remove("report/index.html")
     return bool(found)
+
+
+def mend_checkpoint(store: Store, plan: Plan, trial: str, console: Console) -> None:
+    """Remove the trial's checkpoint, named on the *console*, if it is damaged when it is read: then the same command
+    makes it anew."""
+    if why := store.checkpoint_problem(trial, is_read=True):
+        _remove(store, plan, _of_checkpoint(trial, why), console)
+
+
+def _of_checkpoint(trial: str, why: str) -> Damage:
+    # Without it the whole checkpoint counts as lost.
+    return Damage(f"checkpoints/{trial}/checkpoint.json", why)
+
+
+def _remove(store: Store, plan: Plan, damage: Damage, console: Console) -> None:
+    done_again = "it is computed again"
+    if damage.path.startswith("checkpoints/"):
+        is_given = plan.sweep.kind == Comparison.kind
+        done_again = "it comes back when its file is given" if is_given else "the trial is to be trained again"
+    console.print(f"damaged: {damage.path} ({damage.why}); {done_again}", style="yellow")
+    store.remove(damage.path)
 
 
 def _of_trial(store: Store, plan: Plan, checkpoints: Collection[str], trial: str) -> list[Damage]:
@@ -58,8 +74,7 @@ def _of_trial(store: Store, plan: Plan, checkpoints: Collection[str], trial: str
 
     found = []
     if why := store.checkpoint_problem(trial, is_read=trial in checkpoints):
-        # Without it the whole checkpoint counts as lost.
-        found.append(Damage(f"checkpoints/{trial}/checkpoint.json", why))
+        found.append(_of_checkpoint(trial, why))
     whole: dict[str, list[Part]] = {kind: [] for kind in KINDS}
     for kind in KINDS:
         for part in store.parts(kind, trial):

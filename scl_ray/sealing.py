@@ -25,11 +25,12 @@ _CHUNK = 2**20
 
 
 class Damaged(InputError):
-    """A file is not as it was written: *what*, a clause that names it. The message adds the way out."""
+    """A file is not as it was written: *what*, a clause that names it. The message adds the way out. *trial*: whose
+    checkpoint it is, where it is one."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, trial: str | None = None) -> None:
         super().__init__(what)
-        self.what = what
+        self.what, self.trial = what, trial
 
     def __str__(self) -> str:
         return f"{self.what}; run the sweep again, which makes it anew"

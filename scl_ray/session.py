@@ -13,11 +13,11 @@ import pyarrow as pa
 import yaml
 from rich.console import Console
 
-from scl_ray import apart, events, interruption, tracking
+from scl_ray import apart, events, interruption, mending, tracking
 from scl_ray import plan as planning
 from scl_ray.config import InputError
-from scl_ray.mending import SAMPLE_IMAGES
 from scl_ray.plan import Plan
+from scl_ray.sealing import Damaged
 from scl_ray.storage import StorageError
 from scl_ray.store import FAILURES, Store
 from scl_ray.summing_up import SummedUp, sum_up
@@ -55,12 +55,12 @@ def write_plan(store: Store, plan: Plan, dataset: "Dataset") -> None:
     """Write what this run covers, unless it is all done and the same as the last run's."""
     resolved = yaml.safe_dump(plan.sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
     is_same = store.read("sweep.yaml") == resolved and store.read_json("plan.json") == plan.record()
-    if is_same and not plan.work and store.fs.exists(store.path(SAMPLE_IMAGES)):
+    if is_same and not plan.work and store.fs.exists(store.path(mending.SAMPLE_IMAGES)):
         return
     # First of all: an older report must not pass for this run's, should the run end before its own is written.
     store.remove("report/index.html")
     store.remove(FAILURES)
-    store.write_table(SAMPLE_IMAGES, _sample_images(plan, dataset))
+    store.write_table(mending.SAMPLE_IMAGES, _sample_images(plan, dataset))
     store.write("sweep.yaml", resolved)
     # Last, since it says that the others are this run's.
     store.write_json("plan.json", plan.record())
@@ -153,16 +153,33 @@ def _log(
             status="FAILED" if failures else "FINISHED",
             seconds=LOG_SECONDS,
         )
-        deadline = time.monotonic() + NETWORKS_SECONDS
-        lacking = tracking.log_networks(
-            uri, plan.sweep.name, store, records.values(), lambda: time.monotonic() < deadline
-        )
+        lacking = _log_networks(plan, store, records, uri, console)
     except (tracking.TrackingError, InputError) as error:  # InputError: its experiment was deleted meanwhile
         console.print(str(error), style="yellow")
         return False
     if lacking:
         console.print(f"MLflow lacks {len(lacking)} networks; the same command logs more")
     return True
+
+
+def _log_networks(plan: Plan, store: Store, records: Mapping[str, Record], uri: str, console: Console) -> set[str]:
+    """Copy to MLflow the networks that it lacks. Returns the trials that still lack theirs.
+
+    Of a trial that was finished before, nothing else has read the checkpoint's bytes: one that is damaged is removed,
+    and the same command makes it anew.
+    """
+    deadline = time.monotonic() + NETWORKS_SECONDS
+    damaged: set[str] = set()
+    while True:
+        try:
+            return damaged | tracking.log_networks(
+                uri, plan.sweep.name, store, records.values(), lambda: time.monotonic() < deadline
+            )
+        except Damaged as error:
+            if error.trial is None:
+                raise
+            mending.mend_checkpoint(store, plan, error.trial, console)
+            damaged.add(error.trial)
 
 
 def _summarise(

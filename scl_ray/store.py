@@ -181,9 +181,9 @@ class Store:
         try:
             files = {name: self._content(f"{folder}/{name}") for name in names}
         except FileNotFoundError as error:
-            raise Damaged(f"{self.uri(folder)}: one of its two files is missing") from error
+            raise Damaged(f"{self.uri(folder)}: one of its two files is missing", trial) from error
         if why := _problem(files["checkpoint.json"], files["weights.safetensors"]):
-            raise Damaged(f"{self.uri(folder)}: {why}")
+            raise Damaged(f"{self.uri(folder)}: {why}", trial)
         return files
 
     def drop_checkpoint(self, trial: str) -> None:
