@@ -176,7 +176,7 @@ def _log_networks(plan: Plan, store: Store, records: Mapping[str, Record], uri: 
                 uri, plan.sweep.name, store, records.values(), lambda: time.monotonic() < deadline
             )
         except Damaged as error:
-            if error.trial is None:
+            if error.trial is None or error.trial in damaged:
                 raise
             mending.mend_checkpoint(store, plan, error.trial, console)
             damaged.add(error.trial)

@@ -28,7 +28,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
             return 0
         results = open_results(arguments.out, arguments.name)
         console.print(summary_table(results))
-        console.print(f"Report: {build(results).index}", soft_wrap=True)
+        console.print(f"Report: {results.store.uri(build(results).index)}", soft_wrap=True)
     except ValueError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -136,6 +136,8 @@ def one(slots: int, trials: int, shards: int) -> dict[str, Any]:
         (driver, "coordinate", coordinate), (plan, "shard_images", lambda *_: IMAGES // shards),
         (plan, "make", clock.of("plan", plan.make)), (driver, "_run_trials", clock.of("run", driver._run_trials)),
         (session, "finish", clock.of("finish", session.finish)),
+        (session.apart, "call", clock.of("report", session.apart.call)),
+        (session.tracking, "log_networks", clock.of("networks", session.tracking.log_networks)),
     ]  # fmt: skip
     for module, name, changed in patches:
         setattr(module, name, changed)
@@ -162,22 +164,26 @@ def one(slots: int, trials: int, shards: int) -> dict[str, Any]:
         cluster.shutdown()
     return {
         "slots": slots, "trials": trials, "shards": shards,
-        "phases": clock.found,
+        "phases": clock.found,  # finish contains the report and the networks that were not copied while it ran
         "memory_mb": {kind: {"at_quarters": [memory[round(share * (len(memory) - 1))][kind] for share in QUARTERS],
                              "most": max(look[kind] for look in memory)} for kind in memory[0]},
     }  # fmt: skip
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """CPU seconds of the driver for each trial with its shards, by size, and for one shard more."""
-    spent = {
-        (run["slots"], run["trials"], run["shards"]): sum(phase["cpu_s"] for phase in run["phases"].values())
-        for run in runs
-    }
-    a_trial = {f"{slots} slots, {trials} trials of {shards} shards": round(seconds / trials, 4)
+    """CPU seconds of the driver for each trial with its shards, by size; how many of them copying networks took after
+    the trials, which is given a minute; and for one shard more."""
+    spent, copying = (
+        {(run["slots"], run["trials"], run["shards"]): sum(run["phases"][name]["cpu_s"] for name in phases)
+         for run in runs}
+        for phases in (("plan", "run", "finish"), ("networks",))
+    )  # fmt: skip
+    a_trial = {f"{slots} slots, {trials} trials of {shards} shards":
+               {"all": round(seconds / trials, 4), "networks": round(copying[slots, trials, shards] / trials, 4)}
                for (slots, trials, shards), seconds in spent.items()}  # fmt: skip
-    a_shard = [(seconds - spent[few]) / (few[1] * (shards - few[2]))
-               for (slots, trials, shards), seconds in spent.items()
+    but_networks = {size: seconds - copying[size] for size, seconds in spent.items()}
+    a_shard = [(seconds - but_networks[few]) / (few[1] * (shards - few[2]))
+               for (slots, trials, shards), seconds in but_networks.items()
                for few in spent if few[:2] == (slots, trials) and few[2] < shards]  # fmt: skip
     return {"cpu_s_of_a_trial": a_trial, "cpu_s_of_a_shard": round(max(a_shard), 5) if a_shard else None}
 
