@@ -103,7 +103,9 @@ class Order:
     def measured(self, trial: str, share: float, seconds: float) -> None:
         """That *share* of the training of *trial* took so many *seconds*."""
         cost = self.costs[trial]
-        if isfinite(cost.training):  # what could not be estimated stays the longest
+        # What could not be estimated stays the longest; and of what was not to be trained nothing was estimated: a
+        # trial whose checkpoint is found damaged trains all the same.
+        if cost.training and isfinite(cost.training):
             before, estimated = self._measured.get(cost.group, (0.0, 0.0))
             self._measured[cost.group] = before + seconds, estimated + share * cost.training
 

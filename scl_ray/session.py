@@ -113,12 +113,12 @@ def finish(
             store.write_json(FAILURES, dict(failures))
         store.remove_superseded(plan.trials.keys() - failures.keys(), plan.cells)
         is_to_write = not store.fs.exists(store.path("report/index.html"))
-    except StorageError as error:
+    except (StorageError, Damaged) as error:
         unwritten = error
     try:
         # Every score is read for it, which takes the more memory the more trials there are.
         summed_up = apart.call(sum_up, out, plan.sweep.name, is_to_write, is_logged)
-    except apart.Lost as error:
+    except (apart.Lost, StorageError, Damaged) as error:
         summed_up, is_logged = SummedUp(None, {}, error), False
     unwritten = unwritten or summed_up.unwritten
     records = store.records(list(plan.trials))

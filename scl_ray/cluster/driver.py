@@ -193,7 +193,8 @@ def _run_trials(
             last_line = str(result.error).strip().splitlines()[-1]
             assert result.config is not None
             failures[result.config["trial"]] = f"its coordinator was lost ({last_line})"
-    store.remove(".tune")
+    with contextlib.suppress(OSError):  # what is left of it, the next run removes
+        store.remove(".tune")
     return Ended(failures, follow.retries, is_logged)
 
 
