@@ -62,15 +62,16 @@ def images_beyond(store: Store, plan: Plan, predictions: Mapping[str, Sequence[P
     return sorted(beyond)
 
 
-def repeated(groups: Iterable[tuple[Sequence[Cell], Sequence[Part]]]) -> bool:
-    """Whether any cell is held twice on some image: a kill between writing a part that supersedes another and removing
-    that other one leaves both."""
-    held: dict[tuple[str, Cell], list[tuple[int, int]]] = defaultdict(list)
+def repeated(groups: Iterable[tuple[Sequence[Cell | str], Sequence[Part]]]) -> bool:
+    """Whether any cell, or read-out, is held twice on some image, given the parts of each group and what they hold: a
+    kill between writing a part that supersedes another and removing that other one leaves both, and so do two drivers
+    that cut their parts unlike."""
+    held: dict[tuple[str, Cell | str], list[tuple[int, int]]] = defaultdict(list)
     for of_group, group in groups:
         for part in group:
             trial = part.path.rsplit("/", 2)[-2]
-            for cell in of_group:
-                held[trial, cell].append((part.first, part.last))
+            for each in of_group:
+                held[trial, each].append((part.first, part.last))
     return any(
         following[0] <= previous[1] for ranges in held.values() for previous, following in pairwise(sorted(ranges))
     )

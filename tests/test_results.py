@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from report import known_sweep as known
 
@@ -126,6 +128,33 @@ def test_a_cell_held_twice_counts_once(tmp_path):
     rows = [(int(image), *cell, float(value)) for image, value in zip(same["image"], same["value"], strict=True)]
     known.write_scores(store, trial, 0, known.IMAGES - 1, [Versioned(cell, "1")], rows)
     assert results.load(str(tmp_path), "demo").equals(before)
+
+
+def test_parts_cut_unlike_count_once(tmp_path):
+    store = known.write(tmp_path, seeds=(0, 1), protocols=("corrected", "published"))
+
+    def found() -> list[pd.DataFrame]:
+        opened = results.open_results(str(tmp_path), "demo")
+        return [results.load(str(tmp_path), "demo"), results.accuracies(opened), results.common_images(opened),
+                results.trial_means(opened), results.trial_means(opened, images="common")]  # fmt: skip
+
+    before = found()
+    # Parts of 32 images beside those of 20, of two trials that share a read-out, and of one with another.
+    for label, seed in (("cross_entropy", 0), ("supcon τ=0.07", 0), ("supcon τ=0.07", 1)):
+        trial = known.trial_id(label, "resnet8", seed)
+        for kind in ("predictions", "scores"):
+            held: dict[str, list] = {}
+            for part in store.parts(kind, trial):
+                held.setdefault(part.holds, []).append(part)
+            for holds, parts in held.items():
+                rows = pa.concat_tables([store.read_table(part.path) for part in parts]).drop_columns("trial")
+                images = list(dict.fromkeys(rows["image"].to_pylist()))  # in the order of their ranks
+                for first, last in ((0, 31), (32, known.IMAGES - 1)):
+                    of = rows.filter(pc.field("image").isin(images[first : last + 1]))
+                    cells = store.cells(parts[0]) if kind == "scores" else ()
+                    store.write_part(kind, trial, holds, first, last, of, cells)
+    for table, truth in zip(found(), before, strict=True):
+        pd.testing.assert_frame_equal(table, truth)
 
 
 def test_images_past_the_plan_are_left_out(tmp_path):

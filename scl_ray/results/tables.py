@@ -140,7 +140,7 @@ def _scores(
 def _predictions(
     connection: duckdb.DuckDBPyConnection, store: Store, plan: Mapping[str, Any], records: Records
 ) -> str:  # fmt: skip
-    """SQL that selects each trial's predictions by the read-out of each protocol, on the plan's images."""
+    """SQL that selects each trial's predictions by the read-out of each protocol, on the plan's images, each once."""
     explained = [
         {"trial": trial, "protocol": protocol, "readout": record["readouts"][protocol]}
         for trial, record in records.items()
@@ -162,7 +162,11 @@ def _predictions(
         )
     empty = ("SELECT ''::VARCHAR AS trial, '' AS protocol, 0::INT AS image, 0::INT AS label, 0::INT AS prediction, "
              "0::FLOAT AS confidence WHERE false")  # fmt: skip
-    return " UNION ALL BY NAME ".join([*selects, empty])
+    rows = " UNION ALL BY NAME ".join([*selects, empty])
+    if coverage.repeated(([readout], group) for readout, group in parts.items()):
+        return ("SELECT trial, protocol, image, min(label) AS label, min(prediction) AS prediction, "
+                f"min(confidence) AS confidence FROM ({rows}) GROUP BY ALL")  # fmt: skip
+    return rows
 
 
 def _measures(records: Records) -> pd.DataFrame:
