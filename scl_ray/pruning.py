@@ -16,16 +16,19 @@ from rich.filesize import decimal
 
 from scl_ray import datasets, lock, plan, session
 from scl_ray.config import InputError, Sweep
+from scl_ray.datasets import Dataset
 from scl_ray.parts import Part, Versioned, part_of
 from scl_ray.plan import SAMPLE, Plan
+from scl_ray.storage import StorageError
 from scl_ray.store import Store, open_store
 
 # In the order of removal. Whatever is left by a kill is as sound as a run's: no scores without what belongs to them,
 # no checkpoint that looks whole, and the record, which says what the rest is, goes last.
 KINDS = ("scores", "curves", "samples", "predictions", "checkpoints", "trials")
 
-_TRIAL = re.compile(r"(checkpoints|trials)/(?P<trial>[0-9a-f]{12})"
-                    r"(\.json|/checkpoint\.json|/weights\.safetensors|/resume\.pt)")  # fmt: skip
+# What a sweep calls a trial's files, after the trial; what is not here is in parts.
+_NAMES = {"checkpoints": r"/(checkpoint\.json|weights\.safetensors|resume\.pt)", "trials": r"\.json"}
+_NOT_IN_GRID = "not in the grid"
 
 
 class Unwanted(NamedTuple):
@@ -58,12 +61,11 @@ def prune(sweep: Sweep, out: str, console: Console, *, remove: bool) -> None:
             "told"
         ) from error
     store = open_store(out, sweep.name)
-    session.check_kind(store, sweep.kind)
+    wanted, found = _look(sweep, dataset, store)
     with contextlib.ExitStack() as stack:
-        if remove and store.read("plan.json") is not None:
+        if remove and found:  # else nothing is written, not even a lock
             stack.enter_context(lock.held(store, lost=session.leave))
-        wanted = plan.make(sweep, dataset, store, slots=1)
-        found = unwanted(store, wanted)
+            wanted, found = _look(sweep, dataset, store)  # whoever held it until now may have changed it
         for line in describe(store, found):
             console.print(line)
         if not found:
@@ -71,26 +73,47 @@ def prune(sweep: Sweep, out: str, console: Console, *, remove: bool) -> None:
         elif not remove:
             console.print("nothing was removed; the same command with --yes removes it")
         else:
-            # First of all: what is read from now on is what is kept.
-            session.write_plan(store, wanted, dataset)
-            for one in found:
-                take_away(store, one, dataset.evaluation_order[:SAMPLE].tolist())
+            _remove(store, wanted, dataset, found)
             console.print("removed; MLflow's runs were left alone")
+
+
+def _look(sweep: Sweep, dataset: Dataset, store: Store) -> tuple[Plan, list[Unwanted]]:
+    session.check_kind(store, sweep.kind)
+    wanted = plan.make(sweep, dataset, store, slots=1)
+    return wanted, unwanted(store, wanted)
+
+
+def _remove(store: Store, wanted: Plan, dataset: Dataset, found: Sequence[Unwanted]) -> None:
+    sample = dataset.evaluation_order[:SAMPLE].tolist()
+    # First of all: what is read from now on is what is kept.
+    try:
+        session.write_plan(store, wanted, dataset, is_to_run=False)
+    except StorageError:
+        # On a full disk, room is first made by what no plan of this grid reads.
+        for one in found:
+            if one.reason == _NOT_IN_GRID:
+                take_away(store, one, sample)
+        found = [one for one in found if one.reason != _NOT_IN_GRID]
+        session.write_plan(store, wanted, dataset, is_to_run=False)
+    for one in found:
+        take_away(store, one, sample)
 
 
 def unwanted(store: Store, wanted: Plan) -> list[Unwanted]:
     """What *wanted* does not want, in the order in which it is to be removed."""
     found, cells = [], frozenset(wanted.cells)
     for kind in KINDS:
+        written = re.compile(rf"{kind}/(?P<trial>[0-9a-f]{{12}}){_NAMES.get(kind, '/[^/]+')}")
         files = store.fs.find(store.path(kind), detail=True)
         for path, info in sorted(files.items()):
-            part, file = part_of(path), _TRIAL.fullmatch(path.removeprefix(store.path("")))
-            if kind in ("checkpoints", "trials") and file and file["trial"] not in wanted.trials:
-                found.append(Unwanted(file["trial"], "not in the grid", kind, path, info["size"]))
-            elif kind not in ("checkpoints", "trials") and part and path == store.path(kind, *path.split("/")[-2:]):
+            part, file = part_of(path), written.fullmatch(path.removeprefix(store.path("")))
+            if kind in _NAMES and file and file["trial"] not in wanted.trials:
+                found.append(Unwanted(file["trial"], _NOT_IN_GRID, kind, path, info["size"]))
+            elif kind not in _NAMES and file and part:
                 found.extend(_of_part(store, wanted, cells, kind, part, info["size"]))
     place = {trial: number for number, trial in enumerate(dict.fromkeys(one.trial for one in found))}
-    return sorted(found, key=lambda one: (place[one.trial], KINDS.index(one.kind)))
+    # Trials that go as a whole go first: to write a part anew takes room.
+    return sorted(found, key=lambda one: (one.reason != _NOT_IN_GRID, place[one.trial], KINDS.index(one.kind)))
 
 
 def _of_part(
@@ -100,7 +123,7 @@ def _of_part(
     evaluation = wanted.sweep.evaluation
     whole = Unwanted(trial, "", kind, part.path, size)
     if trial not in wanted.trials:
-        yield whole._replace(reason="not in the grid")
+        yield whole._replace(reason=_NOT_IN_GRID)
     elif part.first >= wanted.images:
         yield whole._replace(reason="past the images wanted")
     elif kind == "predictions":

@@ -51,11 +51,12 @@ def check_kind(store: Store, kind: str) -> None:
         raise InputError(f"{store.name}: holds a {held}, with which a {kind} does not mix; choose another --name")
 
 
-def write_plan(store: Store, plan: Plan, dataset: "Dataset") -> None:
-    """Write what this run covers, unless it is all done and the same as the last run's."""
+def write_plan(store: Store, plan: Plan, dataset: "Dataset", *, is_to_run: bool = True) -> None:
+    """Write what this run covers, unless it is the same as the last run's and nothing is to be made of it: it is all
+    done, or not even *is_to_run*."""
     resolved = yaml.safe_dump(plan.sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
     is_same = store.read("sweep.yaml") == resolved and store.read_json("plan.json") == plan.record()
-    if is_same and not plan.work and store.fs.exists(store.path(mending.SAMPLE_IMAGES)):
+    if is_same and not (plan.work and is_to_run) and store.fs.exists(store.path(mending.SAMPLE_IMAGES)):
         return
     # First of all: an older report must not pass for this run's, should the run end before its own is written.
     store.remove("report/index.html")

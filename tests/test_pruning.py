@@ -1,6 +1,7 @@
 """What a configuration no longer wants: found whatever it is, and removed in an order that a kill does not hurt."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import object_store
@@ -9,12 +10,13 @@ import pytest
 from conftest import DEMO
 from rich.console import Console
 
-from scl_ray import config, plan, pruning
+from scl_ray import config, lock, plan, pruning, session
 from scl_ray.config import InputError, Sweep
 from scl_ray.datasets import Dataset
 from scl_ray.parts import evaluation
 from scl_ray.plan import SAMPLE
-from scl_ray.store import KINDS, Store, open_store
+from scl_ray.storage import StorageError
+from scl_ray.store import FAILURES, KINDS, Store, open_store
 
 WIDE = [
     "grid.objective=[cross_entropy, {name: supcon, temperature: 0.07}]", "grid.seed=[0, 1]", "evaluation.images=200",
@@ -68,6 +70,10 @@ def finish(store: Store, digits: Dataset, wanted: Sweep) -> None:
                     store.write_part(kind, trial, evaluation(shard.cells), shard.first, last, held, shard.cells)
 
 
+def prune(store: Store, wanted: Sweep) -> None:
+    pruning.prune(wanted, store.name.rsplit("/", 1)[0], Console(), remove=True)
+
+
 def unwanted(store: Store, digits: Dataset, wanted: Sweep) -> list[pruning.Unwanted]:
     return pruning.unwanted(store, plan.make(wanted, digits, store, slots=1))
 
@@ -118,6 +124,7 @@ def test_what_is_not_wanted_goes_and_nothing_is_missing_at_any_moment(
 def test_what_a_sweep_did_not_write_is_left_alone(store: Store, digits: Dataset) -> None:
     mine = ["notes.txt", "scores/notes.parquet", "scores/0123456789ab/notes.txt", "trials/notes.json",
             "checkpoints/0123456789ab/mine.pt", "scores/0123456789ab/deep/aa-000000-000063.parquet",
+            "scores/0123456789ab-before/aa-000000-000063.parquet", "checkpoints/0123456789ab.json",
             "report/index.html", "sweep.yaml"]  # fmt: skip
     for path in mine:
         store.write(path, b"mine")
@@ -138,12 +145,75 @@ def test_what_a_sweep_did_not_write_is_left_alone(store: Store, digits: Dataset)
 
 def test_cells_of_an_older_version_go(store: Store, digits: Dataset) -> None:
     (trial, *_) = plan.make(sweep(), digits, store, slots=1).trials
+    before = files(store)
     older = store.cells(store.parts("scores", trial)[0])[0]._replace(version="0")
     rows = pa.table({"image": [0], **{key: [getattr(older.cell, key)] for key in ("method", "metric")}})
     store.write_part("scores", trial, evaluation([older]), 0, 63, rows, [older])
     (found,) = unwanted(store, digits, sweep())
     assert (found.trial, found.kind, found.reason) == (trial, "scores", "cells not wanted")
-    assert store.cells(store.parts("scores", trial)[0]) is not None
+    pruning.take_away(store, found, [])
+    assert files(store) == before
+
+
+def test_what_a_run_said_stays_while_its_plan_does(store: Store, digits: Dataset) -> None:
+    planned = plan.make(sweep(), digits, store, slots=1)
+    store.drop_checkpoint(next(iter(planned.trials)))  # as a trial's that failed
+    session.write_plan(store, planned, digits)
+    said = {"report/index.html", FAILURES}
+    for path in said:
+        store.write(path, b"{}")
+    store.write("checkpoints/0123456789ab/resume.pt", b"state")
+    before = files(store)
+    prune(store, sweep())
+    assert before - files(store) == {"checkpoints/0123456789ab/resume.pt"}
+    prune(store, sweep("grid.seed=0"))
+    assert not said & files(store)
+
+
+def test_a_full_disk_gets_room(store: Store, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = sweep("grid.seed=0", "evaluation.methods=grad_cam")
+    found = unwanted(store, digits, wanted)
+    strangers = {one.path for one in found if one.reason == "not in the grid"}
+    assert 0 < len(strangers) < len(found)
+    write = Store.write
+
+    def write_where_there_is_room(to: Store, path: str, data: bytes) -> None:
+        if strangers.intersection(to.fs.find(to.root)):
+            raise StorageError(f"{path}: No space left on device")
+        write(to, path, data)
+
+    monkeypatch.setattr(Store, "write", write_where_there_is_room)
+    prune(store, wanted)
+    assert unwanted(store, digits, wanted) == []
+    planned = plan.make(wanted, digits, store, slots=1)
+    assert not planned.work
+    assert store.read_json("plan.json") == planned.record()
+
+
+def test_nothing_is_removed_under_a_run_that_has_no_plan_yet(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEWAL", 0.2)  # on an object store, a holder lives when it is seen to renew
+    store.remove("plan.json")
+    before = files(store)
+    with lock.held(store, lost=print), pytest.raises(InputError, match="is being written by"):
+        prune(store, sweep("grid.seed=0"))
+    assert before <= files(store)
+
+
+def test_what_went_before_the_lock_was_taken_is_not_looked_for(
+    store: Store, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = sweep("grid.seed=0")
+    held = lock.held
+
+    @contextlib.contextmanager
+    def held_after_another(of: Store, lost: Callable[[str], None]) -> Iterator[str]:
+        store.remove(f"scores/{unwanted(store, digits, wanted)[0].trial}")
+        with held(of, lost=lost) as token:
+            yield token
+
+    monkeypatch.setattr(lock, "held", held_after_another)
+    prune(store, wanted)
+    assert unwanted(store, digits, wanted) == []
 
 
 def test_without_the_dataset_nothing_can_be_told(tmp_path: Path) -> None:
