@@ -118,6 +118,11 @@ class _Lines(logging.Formatter):
         return json.dumps(finite, ensure_ascii=False)
 
 
+def _encoded(line: str) -> bytes:
+    # A byte that is no UTF-8, as a file's name may hold, is half of a surrogate pair to Python. JSON can say that too.
+    return f"{line}\n".encode(errors="backslashreplace")
+
+
 class _File(logging.Handler):
     """Appends each line at once."""
 
@@ -131,7 +136,7 @@ class _File(logging.Handler):
             if self.file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = self.path.open("ab", buffering=0)
-            self.file.write(f"{self.format(record)}\n".encode())
+            self.file.write(_encoded(self.format(record)))
 
     def end(self, seconds: float) -> None:
         if self.file is not None:
@@ -150,7 +155,7 @@ class _Objects(logging.Handler):
         self.thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = f"{self.format(record)}\n".encode()
+        line = _encoded(self.format(record))
         with self.changing:
             self.lines += line
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import uuid
 from pathlib import Path
 
 import object_store
@@ -90,6 +91,16 @@ def test_what_coordinators_report_is_told_with_its_trial(store: Store) -> None:
         {"level": "info", "event": "stopped", "reason": "hopeless"},
         {"level": "error", "event": "failed", "reason": "its loss is not finite"},
     ]
+
+
+@pytest.mark.parametrize("kind", ["disk", "object store"])
+def test_a_name_that_is_no_utf_8_is_a_line_too(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.fsdecode(b"Caf\xe9.yaml")
+    monkeypatch.setattr("sys.orig_argv", ["python", "full_grid.py", "--config", name])
+    store = open_store(str(tmp_path) if kind == "disk" else f"memory://{uuid.uuid4().hex}", "demo")
+    with events.kept(store):
+        pass
+    assert lines(store)[0]["command"][-1] == name
 
 
 def test_a_log_that_cannot_be_written_costs_its_lines_alone(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
