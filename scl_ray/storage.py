@@ -5,6 +5,7 @@ is tried again here, at growing intervals, until `PATIENCE` is over: a storage t
 alone. What would fail again (no permission, no such bucket) is never tried again.
 """
 
+import contextlib
 import errno
 import io
 import logging
@@ -248,11 +249,19 @@ class Patient(fsspec.AbstractFileSystem):
             nonlocal attempts
             attempts += 1
             try:
+                if self.fs.info(path)["type"] == "file":
+                    self.fs.rm_file(path)
+                    return
                 self.fs.rm(path, recursive=recursive, maxdepth=maxdepth)
             except FileNotFoundError:
                 if attempts == 1:
                     raise
                 # The attempt before had removed it, and its answer was lost.
+            # S3's answer to a request to remove many is that all is well, with a list of what was refused, which s3fs
+            # does not read. Asked alone, a file that is still there says why.
+            for left in self.fs.find(path, maxdepth=maxdepth) if recursive else ():
+                with contextlib.suppress(FileNotFoundError):
+                    self.fs.rm_file(left)
 
         self._retried(remove)
 

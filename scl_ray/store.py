@@ -5,16 +5,19 @@ what is finished, and what is missing is what is wanted minus what is held.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
+import stat
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -31,6 +34,8 @@ from scl_ray.storage import StorageError, open_filesystem
 SCHEMA = 2  # of records, plans and parts; 1 had no checksums
 KINDS = ("scores", "predictions", "curves", "samples")
 FAILURES = "failures.json"  # of the last run that came to its end: trial to reason
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,15 +84,42 @@ class Store:
             return None
 
     def _content(self, full: str) -> bytes:
-        if isinstance(self.fs, LocalFileSystem):
-            return storage.retried(Path(full).read_bytes)
-        return bytes(self.fs.cat_file(full))
+        return bytes(self._patiently(_read_whole if isinstance(self.fs, LocalFileSystem) else self.fs.cat_file, full))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file or folder. fsspec's own answer takes a disk that is away for one without it."""
+        try:
+            self._patiently(self.fs.info, self.path(path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _patiently(self, operation: Callable[..., T], full: str, **kwargs: Any) -> T:
+        """``operation(full, **kwargs)``, again while it fails with an error that passes. Raises FileNotFoundError, or
+        StorageError, which names the file."""
+        try:
+            if isinstance(self.fs, LocalFileSystem):
+                return storage.retried(operation, full, **kwargs)
+            return operation(full, **kwargs)  # it has the patience by itself
+        except FileNotFoundError:
+            raise
+        except NotADirectoryError as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), full) from error
+        except OSError as error:
+            raise StorageError(f"{self.uri(full)}: {storage.reason(error)}") from error
 
     def remove(self, path: str) -> None:
-        """Remove a file or a folder, if it is there."""
-        if self.fs.exists(self.path(path)):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                self.fs.rm(self.path(path), recursive=True)
+        """Remove a file or a folder, if it is there. Raises StorageError, naming it, where it stays."""
+        full = self.path(path)
+        try:
+            if isinstance(self.fs, LocalFileSystem):
+                storage.retried(_remove_whole, full)
+            else:
+                self.fs.rm(full, recursive=True)
+        except (FileNotFoundError, NotADirectoryError):  # another process was faster
+            return
+        except OSError as error:
+            raise StorageError(f"{self.uri(full)}: cannot be removed: {storage.reason(error)}") from error
 
     def write_json(self, path: str, value: Any) -> None:
         self.write(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False).encode())
@@ -114,7 +146,7 @@ class Store:
     def problem(self, path: str) -> str | None:
         """What is wrong with the Parquet file at the full *path*, as a clause, or None. It is read whole."""
         if isinstance(self.fs, LocalFileSystem):
-            return storage.retried(_problem_on_disk, path)
+            return self._patiently(_problem_on_disk, path)
         return sealing.problem(io.BytesIO(self._content(path)))  # in one request
 
     def read_table(self, path: str) -> pa.Table:
@@ -199,7 +231,7 @@ class Store:
             if is_read:
                 return _problem(written, self._content(self.path(weights)))
             size = json.loads(written).get("weights_bytes")
-            found = self.fs.size(self.path(weights))
+            found = self._patiently(self.fs.size, self.path(weights))
         except ValueError:
             return "checkpoint.json is damaged"
         except FileNotFoundError:
@@ -217,8 +249,9 @@ class Store:
 
     def is_trained(self, trial: str) -> bool:
         record = self.record(trial)
-        return record is not None and record["status"] == "trained" and bool(
-            self.fs.exists(self.path("checkpoints", trial, "checkpoint.json")))  # fmt: skip
+        return (
+            record is not None and record["status"] == "trained" and self.exists(f"checkpoints/{trial}/checkpoint.json")
+        )
 
     def trained(self, trials: Sequence[str]) -> set[str]:
         """Those of *trials* that are trained; told of all at once where each answer is a journey."""
@@ -234,7 +267,7 @@ class Store:
     def parts(self, kind: str, trial: str) -> list[Part]:
         """The whole parts of one trial; *kind* is ``scores``, ``predictions``, ``curves`` or ``samples``."""
         try:
-            return parts_of(self.fs.ls(self.path(kind, trial), detail=False))
+            return parts_of(self._patiently(self.fs.ls, self.path(kind, trial), detail=False))
         except FileNotFoundError:
             return []
 
@@ -253,7 +286,7 @@ class Store:
         Raises Damaged where it cannot be read.
         """
         if part.holds not in self._cells:
-            with self.fs.open(part.path, "rb") as file:
+            with self._patiently(self.fs.open, part.path, mode="rb") as file:
                 footer = sealing.footer(file)
             if footer is None or "cells" not in footer:
                 raise Damaged(f"{self.uri(part.path)}: its footer is damaged")
@@ -318,7 +351,7 @@ class Store:
             table = rows_of(self.read_table(part.path).drop_columns("trial"), cells)
             table = table if images is None else table.filter(pc.field("image").isin(images))
             self.write_part(kind, trial, evaluation(cells), part.first, last, table, cells)
-        self.fs.rm_file(part.path)
+        self._patiently(self.fs.rm_file, part.path)
 
 
 def open_store(out: str, name: str) -> Store:
@@ -331,6 +364,17 @@ def local_folder(out: str) -> Path | None:
     """The folder that *out* is on this machine, absolute, or None where it is a remote URI."""
     fs, root = open_filesystem(out)
     return Path(root).absolute() if isinstance(fs, LocalFileSystem) else None
+
+
+def _read_whole(full: str) -> bytes:
+    return Path(full).read_bytes()
+
+
+def _remove_whole(full: str) -> None:
+    if stat.S_ISDIR(os.lstat(full).st_mode):
+        shutil.rmtree(full)
+    else:
+        os.remove(full)
 
 
 def _problem_on_disk(path: str) -> str | None:

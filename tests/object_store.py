@@ -1,5 +1,6 @@
 """An S3 server on loopback that fails now and then: moto's, behind a fixed pseudo-random pattern of faults."""
 
+import json
 import os
 import random
 import socket
@@ -124,6 +125,15 @@ def new_bucket() -> str:
     name = f"bucket-{uuid.uuid4().hex}"
     s3fs.S3FileSystem().mkdir(name)
     return f"s3://{name}/runs"
+
+
+def deny_deletion(uri: str, prefix: str = "") -> None:
+    """From now on, nobody may delete what begins with *prefix* below the bucket's folder *uri*."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject",
+                 "Resource": f"arn:aws:s3:::{bucket}/{key}/{prefix}*"}  # fmt: skip
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    s3fs.S3FileSystem().call_s3("put_bucket_policy", Bucket=bucket, Policy=policy)
 
 
 def fetch(uri: str, folder: os.PathLike[str]) -> None:

@@ -63,6 +63,27 @@ def test_every_operation_outlasts_every_fault(server: Unsteady, remote: Filesyst
     assert {fault for _, fault in server.failed} == set(FAULTS)
 
 
+def test_a_deletion_that_is_refused_is_said(server: Unsteady, remote: Filesystem) -> None:
+    fs, root = remote
+    contents = [f"{root}/folder/{number}" for number in range(3)]
+    for path in contents:
+        fs.pipe_file(path, b"content")
+    object_store.deny_deletion(f"s3://{root}", "folder/1")
+    # S3 says of many at once that all is well, and in what follows which it refused.
+    with pytest.raises(storage.StorageError, match="Forbidden"):
+        fs.rm(f"{root}/folder", recursive=True)
+    assert fs.find(root) == contents[1:2]
+    with pytest.raises(storage.StorageError, match="Forbidden"):
+        fs.rm(contents[1])
+    assert fs.find(root) == contents[1:2]
+
+
+def test_removing_what_is_not_there_says_so(remote: Filesystem) -> None:
+    fs, root = remote
+    with pytest.raises(FileNotFoundError):
+        fs.rm(f"{root}/nothing", recursive=True)
+
+
 def test_what_is_read_by_arrow_and_written_by_ray_is_retried_too(server: Unsteady, remote: Filesystem) -> None:
     fs, root = remote
     server.start_failing(0.3)

@@ -4,9 +4,12 @@ import errno
 import io
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
+import object_store
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -161,6 +164,68 @@ def test_records_and_checkpoints(store: Store) -> None:
     store.remove("checkpoints/t1")
     assert not store.is_trained("t1")
     store.remove("checkpoints/t1")
+
+
+OPERATIONS: dict[str, Callable[[Store], object]] = {
+    "stat": lambda store: store.is_trained("t1"),
+    "lstat": lambda store: store.remove("trials/t1.json"),
+    "scandir": lambda store: store.parts("scores", "t1"),
+    "remove": lambda store: store.drop_checkpoint("t1"),
+}
+
+
+@pytest.mark.parametrize("call", OPERATIONS)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_a_disk_that_is_away_is_not_one_without_the_file(
+    call: str, number: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = store.write_checkpoint("t1", {"checkpoint.json": b"{}", "weights.safetensors": b"w"})
+    store.write_record("t1", {"status": "trained", "weights_sha256": weights})
+    write(store, 0, 63, [COMPLEXITY])
+    real, failures = getattr(os, call), [OSError(number, os.strerror(number))]
+
+    def fails(path: object, *args: object, **kwargs: object) -> object:
+        if "demo" in str(path) and failures:
+            raise failures[0]
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(storage, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(storage, "PATIENCE", 0.05)
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(StorageError, match=rf"/demo/.*1.*: .*{os.strerror(number)}, for 0\.05 s"):
+        OPERATIONS[call](store)
+    monkeypatch.setattr(time, "sleep", lambda _: failures.clear())
+    monkeypatch.setattr(storage, "PATIENCE", 5.0)
+    OPERATIONS[call](store)
+    assert not failures
+    assert store.is_trained("t1") is (call in ("stat", "scandir"))
+    assert len(store.parts("scores", "t1")) == 1
+
+
+def test_what_exists(store: Store) -> None:
+    store.write("a/b", b"")
+    assert [store.exists(path) for path in ("a", "a/b", "a/c", "a/b/c")] == [True, True, False, False]
+    store.remove("a/b/c")
+    assert store.read("a/b/c") is None
+    store.remove("a")
+    assert not store.exists("a")
+
+
+def test_what_may_not_be_removed_is_named() -> None:
+    with object_store.serving():
+        bucket = object_store.new_bucket()
+        store = open_store(bucket, "demo")
+        for name in ("t1/one", "t1/two", "t2/one"):
+            store.write(f"scores/{name}", b"content")
+        object_store.deny_deletion(bucket, "demo/scores/t1/two")
+        for path in ("scores/t1/two", "scores/t1"):
+            with pytest.raises(StorageError, match=rf"^{bucket}/demo/{path}: cannot be removed: .*Forbidden$"):
+                store.remove(path)
+        assert store.exists("scores/t1/two")
+        assert not store.exists("scores/t1/one")
+        store.remove("scores/t2")
+        assert not store.exists("scores/t2")
+        store.remove("scores/t2")
 
 
 def test_every_changed_byte_of_a_part_is_found(store: Store) -> None:
