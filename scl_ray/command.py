@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from scl_ray import interruption
+from scl_ray import interruption, storage
 from scl_ray.config import InputError
-from scl_ray.storage import StorageError
 
 
 def run(work: Callable[[Console], int], wording: Callable[[str], str] = str) -> int:
@@ -25,8 +24,8 @@ def run(work: Callable[[Console], int], wording: Callable[[str], str] = str) -> 
         except InputError as error:
             print(f"refused: {wording(str(error))}", file=sys.stderr)
             return 2
-        except StorageError as error:
-            print(f"failed: {error}; the same command continues", file=sys.stderr)
+        except OSError as error:  # a StorageError or, of what is not tried again, the system's own
+            print(f"failed: {storage.told(error)}; the same command continues", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print(interrupted.why, file=sys.stderr)

@@ -26,6 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from scl_ray import storage
 from scl_ray.config import InputError
+from scl_ray.storage import StorageError
 from scl_ray.store import Store
 
 LEASE = 30.0
@@ -135,7 +136,11 @@ def _on_disk(store: Store, mine: Holder) -> Iterator[Callable[[], Holder]]:
     path = Path(store.path(".lock"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(path.open("a+"))
+        try:
+            file = stack.enter_context(path.open("a+"))
+        except PermissionError as error:
+            raise InputError(f"{path}: says who writes the sweep and cannot be opened ({storage.reason(error)}); have "
+                             "its owner let you write it, or choose another --name") from error  # fmt: skip
         is_free = _flocked(file)
         if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # replaced at this very moment
             raise _refusal(store, _content(path))
@@ -194,10 +199,11 @@ def _content(path: Path) -> Holder:
 
 
 def _put(file: Any, holder: Holder) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(json.dumps(holder) if holder else "")
-    file.flush()
+    try:  # past the file's own buffer, which it would try to write again when it is closed
+        os.truncate(file.fileno(), 0)
+        os.write(file.fileno(), json.dumps(holder).encode() if holder else b"")
+    except OSError as error:
+        raise StorageError(f"{file.name}: {storage.reason(error)}") from error
 
 
 def _renewal(path: Path) -> int:

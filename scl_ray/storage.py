@@ -143,6 +143,12 @@ def reason(error: BaseException) -> str:
     return said
 
 
+def told(error: OSError) -> str:
+    """*error* as users read it, with the file that it is about."""
+    said = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {said}" if error.filename else said
+
+
 def is_precondition(error: OSError) -> bool:
     """Whether an object store refused a conditional request because its condition does not hold."""
     answer = getattr(error.__cause__, "response", None) or {}

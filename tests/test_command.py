@@ -1,14 +1,18 @@
 """How each way to end becomes a sentence and an exit code."""
 
+import errno
 import os
 import signal
 import time
+from types import ModuleType
 
 import pytest
 from rich.console import Console
 
 from scl_ray import command, interruption
 from scl_ray.config import InputError
+from scl_ray.report import __main__ as reporting
+from scl_ray.results import __main__ as reading
 from scl_ray.storage import StorageError
 
 
@@ -26,6 +30,12 @@ def test_work_that_is_done_says_its_own_code(capsys: pytest.CaptureFixture[str])
     [
         (InputError("--out: is no folder"), 2, "refused: --OUT: IS NO FOLDER\n"),
         (StorageError("runs: No space left"), 1, "failed: runs: No space left; the same command continues\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs/demo/.lock"),
+            1,
+            "failed: runs/demo/.lock: Permission denied; the same command continues\n",
+        ),
+        (OSError(errno.EIO, "Input/output error"), 1, "failed: Input/output error; the same command continues\n"),
     ],
 )
 def test_what_goes_wrong_is_one_sentence(
@@ -36,6 +46,20 @@ def test_what_goes_wrong_is_one_sentence(
 
     assert command.run(work, str.upper) == code
     assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize(
+    ("reads", "command_line"), [(reading, ["FROM trials"]), (reporting, ["--name", "demo"])], ids=["results", "report"]
+)
+def test_a_file_that_may_not_be_read_is_named_by_the_commands_that_read_alone(
+    reads: ModuleType, command_line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/demo/scores")
+
+    monkeypatch.setattr(reads, "open_results", denied)
+    assert reads.main(command_line) == 1
+    assert capsys.readouterr() == ("", "failed: runs/demo/scores: Permission denied\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

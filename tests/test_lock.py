@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import object_store
 import pytest
@@ -106,6 +107,36 @@ def test_it_is_free_after_use(tmp_path: Path) -> None:
     for _ in range(2):
         with lock.held(open_store(str(tmp_path), "demo"), never):
             pass
+
+
+def test_a_lock_that_is_somebody_elses_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = Path.open
+
+    def denied(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == ".lock":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", denied)
+    with (
+        pytest.raises(InputError, match=r"demo/\.lock: .* \(Permission denied\); have its owner .* another --name"),
+        lock.held(open_store(str(tmp_path), "demo"), never),
+    ):
+        pass
+
+
+def test_a_disk_without_room_for_the_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with (
+        pytest.raises(storage.StorageError, match=r"demo/\.lock: No space left on device$"),
+        lock.held(open_store(str(tmp_path), "demo"), never),
+    ):
+        pass
 
 
 def _foreign(tmp_path: Path, age: float) -> Store:

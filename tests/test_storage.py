@@ -192,6 +192,19 @@ def test_which_errors_pass(error: Exception, passes: bool) -> None:
     assert storage.passes(error) is passes
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "runs/.lock"), "runs/.lock: Permission denied"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (storage.StorageError("runs: Access Denied"), "runs: Access Denied"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_an_error_is_told_with_its_file(error: OSError, said: str) -> None:
+    assert storage.told(error) == said
+
+
 def test_a_filesystem_that_was_sent_to_a_worker_is_the_same(remote: Filesystem) -> None:
     fs, root = remote
     fs.pipe_file(f"{root}/file", b"content")

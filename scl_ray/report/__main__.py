@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from scl_ray import storage
 from scl_ray.report import build, summary_table
 from scl_ray.results import open_results
-from scl_ray.storage import StorageError
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
@@ -32,8 +32,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
-    except StorageError as error:
-        print(f"failed: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"failed: {storage.told(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import duckdb
 import pandas as pd
 
+from scl_ray import storage
 from scl_ray.config import InputError
 from scl_ray.results import Results, open_results
-from scl_ray.storage import StorageError
 
 ROWS = 40  # of a longer table the first and last are printed
 
@@ -31,11 +31,11 @@ def main(command_line: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
-    except StorageError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # whoever reads has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"failed: {storage.told(error)}", file=sys.stderr)
+        return 1
     return 0
 
 
