@@ -239,7 +239,7 @@ def _living(look: Callable[[], tuple[Any, Holder]], mine: Holder, remaining: flo
 def _in_object_store(store: Store, mine: Holder) -> Iterator[Callable[[], Holder]]:
     fs, path = store.fs, store.path(".lock")
     # Renewals are not retried: the next one is soon, and whoever ends does not wait for one.
-    bare = fs.fs
+    bare, renewing = fs.fs, storage.hasty(fs)
     has_conditions = "s3" in bare.protocol
 
     def read(through: Any) -> tuple[str | None, Holder]:
@@ -279,8 +279,8 @@ def _in_object_store(store: Store, mine: Holder) -> Iterator[Callable[[], Holder
 
     def renew() -> Holder:
         nonlocal current
-        put(bare, str(current))
-        current, now = read(bare)
+        put(renewing, str(current))
+        current, now = read(renewing)
         return now
 
     try:

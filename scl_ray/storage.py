@@ -37,9 +37,10 @@ FULL, FULL_PATIENCE = {errno.ENOSPC, errno.EDQUOT}, 10.0
 PASSING_STATUS = {408, 409, 429}  # too slow, at the same time as another, too many
 PASSING_CODES = {"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "Throttling", "RequestLimitExceeded"}
 
-# The client's own attempts end well within a lock's lease.
 S3_CLIENT = {"connect_timeout": 5, "read_timeout": 15, "retries": {"mode": "standard", "total_max_attempts": 3},
              "max_pool_connections": 32}  # fmt: skip
+# Of requests that a lock's renewal takes: three in a row, and the wait between two renewals, end within its lease.
+S3_HASTY = {"connect_timeout": 2, "read_timeout": 5, "retries": {"mode": "standard", "total_max_attempts": 1}}
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,16 @@ def open_filesystem(out: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ValueError as error:
         raise InputError(f"--out {out}: {error}; give a folder or an fsspec URI such as s3://bucket/runs") from error
     return (fs if isinstance(fs, LocalFileSystem) else Patient(fs)), root
+
+
+def hasty(fs: "Patient") -> fsspec.AbstractFileSystem:
+    """The filesystem beneath *fs* for what is soon done again: on S3 each request is made once, and given up in
+    seconds."""
+    bare = fs.fs
+    if "config_kwargs" not in bare.storage_options:
+        return bare
+    options = bare.storage_options | {"config_kwargs": bare.storage_options["config_kwargs"] | S3_HASTY}
+    return Patient(type(bare)(*bare.storage_args, **options)).fs
 
 
 def retried(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -84,6 +84,25 @@ def test_removing_what_is_not_there_says_so(remote: Filesystem) -> None:
         fs.rm(f"{root}/nothing", recursive=True)
 
 
+def test_a_hasty_request_is_given_up_at_once(
+    server: Unsteady, remote: Filesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs, root = remote
+    fs.pipe_file(f"{root}/file", b"content")
+    monkeypatch.setattr(object_store, "FAULTS", ("slow",))
+    monkeypatch.setattr(storage, "S3_HASTY", storage.S3_HASTY | {"read_timeout": 0.2})
+    hasty = storage.hasty(fs)
+    monkeypatch.setattr(server, "slow", 3.0)
+    server.start_failing(1.0)
+    started = time.monotonic()
+    with pytest.raises(OSError, match=r"(?i)time"):
+        storage.once(hasty.cat_file, f"{root}/file")
+    assert time.monotonic() - started < 2.0
+    assert server.failed.total() == 1
+    server.start_failing(0.0)
+    assert hasty.cat_file(f"{root}/file") == b"content"
+
+
 def test_what_is_read_by_arrow_and_written_by_ray_is_retried_too(server: Unsteady, remote: Filesystem) -> None:
     fs, root = remote
     server.start_failing(0.3)
