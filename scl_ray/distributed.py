@@ -6,7 +6,7 @@ statistics of all of it, the loss compares all of it, and the gradients are thos
 """
 
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,11 +14,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+Value = TypeVar("Value")
+
 
 def rank_and_workers() -> tuple[int, int]:
     """This process's number among those that train together, from 0, and how many they are."""
     together = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+
+def of_the_first(value: Value, device: str) -> Value:
+    """What the first of the workers has, on all of them; each computes on its *device*."""
+    _, workers = rank_and_workers()
+    if workers == 1:
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0, device=torch.device(device))
+    return told[0]
 
 
 def shared(network: nn.Module, device: torch.device) -> nn.Module:

@@ -23,7 +23,7 @@ _COPIES = {"cpu": (64, 2**20), "cuda": (4096, 2**22)}
 _SHARED, _COPY = 1, 3
 
 # What the allocators say that raise a plain RuntimeError.
-_EXHAUSTED = ("can't allocate memory", "ALLOC_FAILED", "bad_alloc")
+_EXHAUSTED = ("can't allocate memory", "ALLOC_FAILED", "bad_alloc", "CUDA error: out of memory")
 
 T = TypeVar("T")
 

@@ -59,6 +59,7 @@ def _worker(rank: int, workers: int, folder: str, dataset: Dataset) -> None:
         found[objective["name"]] = list(fit(dataset, point(objective, workers=workers, epochs=2)))
     found["resumed"] = list(fit(dataset, point(OBJECTIVES[1], epochs=3), state=torch.load(f"{folder}/alone.pt")))
     found["whole"] = _gathered(rank)
+    found["first"] = distributed.of_the_first(b"an epoch" if rank == 0 else None, "cpu")
     torch.set_default_dtype(torch.float32)
     found["proxies"] = list(fit(dataset, point(PROXIES)))
     found["norm"] = _norm(rank, workers)
@@ -117,6 +118,11 @@ def _gathered(rank: int) -> dict[str, torch.Tensor]:
     values = distributed.whole(own, 2)
     (values * torch.arange(12.0)).sum().backward()
     return {"values": values.detach(), "gradient": own.grad}
+
+
+def test_all_workers_resume_from_what_the_first_one_found(together: list[dict]) -> None:
+    assert [found["first"] for found in together] == [b"an epoch"] * 2
+    assert distributed.of_the_first(None, "cpu") is None  # a single worker
 
 
 @pytest.fixture(scope="module")

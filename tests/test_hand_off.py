@@ -99,6 +99,16 @@ def test_what_was_measured_corrects_its_group():
     assert [order.start() for _ in range(5)] == ["b6", "b5", "b4", "a5", "a4"]
 
 
+def test_a_finished_trial_that_trains_again_corrects_nothing():
+    """Its checkpoint was found damaged, so no training was foreseen."""
+    order = Order({"a": Cost(0, 5, "g"), "b": Cost(0, 4, "g"), "c": Cost(2, 1, "g"), "d": Cost(1, 1, "g")})
+    assert order.start() == "c"
+    order.measured("a", 0.5, 3.0)
+    assert order.start() == "d"
+    order.measured("a", 0.5, 3.0)
+    assert [order.start(), order.start()] == ["a", "b"]
+
+
 def test_what_could_not_be_estimated_comes_first_and_what_is_trained_last():
     order = Order({"trained": Cost(0, math.inf, "a"), "a": Cost(1, 1, "a"), "b1": Cost(math.inf, 1, "b"),
                    "b2": Cost(math.inf, 1, "b"), "c": Cost(2, 1, "c"), "other": Cost(0, 4, "c")})  # fmt: skip

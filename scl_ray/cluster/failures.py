@@ -75,6 +75,8 @@ def told_apart() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayTaskError as error:
+        if is_stand_in(error.cause):
+            raise Failed(clause(error.cause)) from error
         if isinstance(error.cause, MemoryError):
             raise Exhausted(clause(error.cause)) from error
         if isinstance(error.cause, StorageError):
@@ -83,7 +85,13 @@ def told_apart() -> Iterator[None]:
             raise lost(error.cause) from error
         raise Failed(clause(error.cause)) from error
     except ray.exceptions.RayError as error:
-        raise lost(error) from error
+        raise (Failed(clause(error)) if is_stand_in(error) else lost(error)) from error
+
+
+def is_stand_in(error: BaseException) -> bool:
+    """Whether *error* is what Ray gives for one of the work's own: that cannot be pickled, or whose class is known only
+    where the work was done, since it is a user's."""
+    return type(error) is ray.exceptions.RayError or isinstance(error, ray.exceptions.UnserializableException)
 
 
 def lost(error: BaseException) -> Lost:

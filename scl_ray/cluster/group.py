@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from scl_ray.cluster import tasks
-from scl_ray.cluster.failures import Failed, clause, lost
+from scl_ray.cluster.failures import Failed, clause, is_stand_in, lost
 
 LOOK_EVERY = 1.0  # seconds between two looks whether the trainer has ended while it reports nothing
 
@@ -97,7 +97,7 @@ def _is_their_own(error: BaseException) -> bool:
 
     torch says with a RuntimeError, and the system with an OSError, that a connection to another worker broke.
     """
-    return not isinstance(error, (RuntimeError, OSError, MemoryError, ray.exceptions.RayError))
+    return is_stand_in(error) or not isinstance(error, (RuntimeError, OSError, MemoryError, ray.exceptions.RayError))
 
 
 def _behind(error: Exception) -> BaseException:

@@ -46,7 +46,7 @@ def train(
     Yields ``{}`` when it starts, ``{"earlier": …}`` with the metrics of epochs that another start has trained, its
     metrics after each epoch, and at the end ``{"slot_seconds": …, "bytes": …}``: what it took, and what it wrote. Then
     checkpoint and record lie in the store, and what resuming needed is gone. *about* is what the record says in any
-    case. *comparable* is `training.fit`'s.
+    case. *comparable* is `training.fit`'s. Raises MemoryError when memory does not suffice.
 
     Of several processes that train the trial together, the first writes all this; each yields as often.
     """
@@ -58,49 +58,51 @@ def train(
     rank, workers = distributed.rank_and_workers()
     entered, written = time.perf_counter(), store.written
     device = _prepare(sources, threads)
-    saved = store.read_resume(trial_id)
+    # Read once for all of them: a shared folder may show one host what it does not show another yet.
+    saved = distributed.of_the_first(store.read_resume(trial_id) if rank == 0 else None, device)
     progress: dict[str, Any] = {"state": None, "epochs": [], "seconds": 0.0}
     if saved is not None:
         progress = torch.load(io.BytesIO(saved), weights_only=True)
     state, epochs = progress["state"], progress["epochs"]
     yield {"earlier": list(epochs)}
-    # As if it had started when the time that was already spent began.
-    started = time.perf_counter() - progress["seconds"]
-    writing = took = 0.0
-    for metrics, reached in training.fit(dataset, trial, device=device, state=state, comparable=comparable):
-        state = reached
-        epochs.append(metrics)
-        seconds = time.perf_counter() - started
-        if rank == 0 and _is_worth_keeping(writing, took, time.perf_counter() - entered):
-            before = time.perf_counter()
-            buffer = io.BytesIO()
-            torch.save({"state": state, "epochs": epochs, "seconds": seconds}, buffer)
-            store.write_resume(trial_id, buffer.getvalue())
-            took = time.perf_counter() - before
-            writing += took
-        yield metrics
-    if rank > 0:
-        yield {"slot_seconds": 0.0}
-        return
-    trained, measured = finishing.finish(dataset, trial, state, device=device)
-    weights = store.write_checkpoint(trial_id, checkpoint.to_files(trained))
-    store.write_record(trial_id, {
-        **about,
-        "status": "trained",
-        "checkpoint": f"checkpoints/{trial_id}",
-        "weights_sha256": weights,
-        "readouts": {protocol: trained.readout_name(protocol) for protocol in ("corrected", "published")},
-        "epochs": epochs,
-        "metrics": measured,
-        "seconds": time.perf_counter() - started,
-        "workers": workers,
-        "host": socket.gethostname(),
-        "node": _node(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
-        "finished": time.strftime("%FT%TZ", time.gmtime()),
-        "versions": {name: version(name) for name in ("scl_ray", "torch", "torchvision", "ray", "captum")},
-    })  # fmt: skip
-    store.remove(f"checkpoints/{trial_id}/resume.pt")
+    with _memory_of(device):
+        # As if it had started when the time that was already spent began.
+        started = time.perf_counter() - progress["seconds"]
+        writing = took = 0.0
+        for metrics, reached in training.fit(dataset, trial, device=device, state=state, comparable=comparable):
+            state = reached
+            epochs.append(metrics)
+            seconds = time.perf_counter() - started
+            if rank == 0 and _is_worth_keeping(writing, took, time.perf_counter() - entered):
+                before = time.perf_counter()
+                buffer = io.BytesIO()
+                torch.save({"state": state, "epochs": epochs, "seconds": seconds}, buffer)
+                store.write_resume(trial_id, buffer.getvalue())
+                took = time.perf_counter() - before
+                writing += took
+            yield metrics
+        if rank > 0:
+            yield {"slot_seconds": 0.0}
+            return
+        trained, measured = finishing.finish(dataset, trial, state, device=device)
+        weights = store.write_checkpoint(trial_id, checkpoint.to_files(trained))
+        store.write_record(trial_id, {
+            **about,
+            "status": "trained",
+            "checkpoint": f"checkpoints/{trial_id}",
+            "weights_sha256": weights,
+            "readouts": {protocol: trained.readout_name(protocol) for protocol in ("corrected", "published")},
+            "epochs": epochs,
+            "metrics": measured,
+            "seconds": time.perf_counter() - started,
+            "workers": workers,
+            "host": socket.gethostname(),
+            "node": _node(),
+            "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+            "finished": time.strftime("%FT%TZ", time.gmtime()),
+            "versions": {name: version(name) for name in ("scl_ray", "torch", "torchvision", "ray", "captum")},
+        })  # fmt: skip
+        store.remove(f"checkpoints/{trial_id}/resume.pt")
     yield {"slot_seconds": workers * (time.perf_counter() - entered), "bytes": store.written - written}
 
 
@@ -138,20 +140,33 @@ def evaluate(
     default tasks like this one, as many as the host has cores for, share it. So many times *smaller* than otherwise are
     its batches. Raises MemoryError when memory does not suffice.
     """
-    from scl_ray.memory import exhausted
-
     started, written = time.perf_counter(), store.written
     device = _prepare(sources, threads)
     tasks = max(1, (os.cpu_count() or 1) // threads)
-    try:
+    with _memory_of(device):
         network = _checkpoint(checkpoint[0])
         shards.evaluate(store, trial_id, network, shard, dataset, device, memory, tasks, smaller)
+    return {"slot_seconds": time.perf_counter() - started, "node": _node(), "bytes": store.written - written}
+
+
+@contextlib.contextmanager
+def _memory_of(device: str) -> Iterator[None]:
+    """Around what takes much memory of *device*. Where it does not suffice, that is said as a MemoryError, which the
+    coordinator knows without torch; and what is free at the end is given back, since a worker waits for its next task
+    while another worker's is on the same GPU."""
+    import torch
+
+    from scl_ray.memory import exhausted
+
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or not exhausted(error):
             raise
-        # By a name that the coordinator knows without torch.
         raise MemoryError(str(error).strip().splitlines()[0]) from error
-    return {"slot_seconds": time.perf_counter() - started, "node": _node(), "bytes": store.written - written}
+    finally:
+        if device == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _node() -> str | None:

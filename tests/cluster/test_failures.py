@@ -12,7 +12,14 @@ from scl_ray.cluster.failures import ATTEMPTS, NODES, Exhausted, Failed, Losses,
 
 
 def raised(cause: Exception) -> exceptions.RayTaskError:
-    return exceptions.RayTaskError("evaluate", "a traceback", cause)
+    return exceptions.RayTaskError("evaluate", f"a traceback\n{cause}", cause)
+
+
+class Unpicklable(Exception):
+    """What a user's own code may raise; Ray puts a RayError in its place."""
+
+    def __reduce__(self) -> str:
+        raise TypeError("it holds an open file")
 
 
 def actor_died(why: str, preempted: bool = False) -> exceptions.RayActorError:
@@ -30,6 +37,8 @@ def actor_died(why: str, preempted: bool = False) -> exceptions.RayActorError:
     (actor_died("The actor died because its node has died.\n\tno heartbeats"), NodeLost, "its node was lost"),
     (actor_died("The node drained.", preempted=True), NodeLost, "its node was lost"),
     (actor_died("The worker process has died."), Lost, "The worker process has died."),
+    (raised(Unpicklable("no such layer")), Failed, "no such layer"),
+    (exceptions.UnserializableException("Traceback …\nmine.NoPairs: no pairs"), Failed, "mine.NoPairs: no pairs"),
 ])  # fmt: skip
 def test_what_took_the_work_is_told_from_the_error_it_left(error: Exception, kind: type, said: str) -> None:
     with pytest.raises(kind, match=said) as caught, told_apart():

@@ -7,6 +7,13 @@ import torch
 from torch import Tensor, nn
 
 
+class NoMargin(Exception):
+    """Pickle can write it, and cannot read it again, as with many a class that takes more than its message."""
+
+    def __init__(self, margin: str, least: float) -> None:
+        super().__init__(f"no {margin} of at least {least}")
+
+
 def backbone(image_size: int) -> nn.Module:
     """A backbone that cannot be built, ever."""
     raise LookupError(f"no width is known for {image_size} pixels")
@@ -15,7 +22,7 @@ def backbone(image_size: int) -> nn.Module:
 def loss(embeddings: Tensor, labels: Tensor) -> Tensor:
     """How close embeddings lie to each other."""
     if not _is_mended():
-        raise KeyError("margin")
+        raise NoMargin("margin", 0.1)
     return torch.pdist(nn.functional.normalize(embeddings)).square().mul(-2).exp().mean().log()
 
 
