@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Self
 
 from scl_ray.config import InputError
@@ -13,6 +14,8 @@ FLUSH_SECONDS = 2.0  # what happens within this time is written together
 SHARE = 0.01  # of a processor that writing takes at most, while what waits is no more than is written within:
 SHARED_SECONDS = 10.0  # between two writes, at most for the sake of SHARE
 RETRY_SECONDS = 60.0  # the longest pause between two attempts, while MLflow is away or slow
+NETWORKS_SECONDS = 1.0  # for which networks are written though other things wait: of a large sweep, some always do
+AT_ONCE = 20  # networks of those that wait, of which MLflow is asked what it has
 CLOSE_SECONDS = 60.0  # a network of 100 MB that has been begun gets through a line of 20 Mbit/s meanwhile
 STOP_SECONDS = 1.5  # the same when the sweep is stopped
 
@@ -21,9 +24,9 @@ class Tracker:
     """Logs a sweep while it runs, from one thread, so that a slow or absent MLflow never holds anything up.
 
     Only the latest state of each trial waits to be written, so what waits is bounded. Networks, from *store*, are
-    written when nothing else waits. While MLflow is away, *warn* is called once and the thread keeps trying;
-    `log_sweep` and `log_networks` later add whatever is still missing. To be used by one process at a time, and closed
-    before that process calls those.
+    written between two writes of that, and longer when nothing else waits. While MLflow is away, *warn* is called once
+    and the thread keeps trying; `log_sweep` and `log_networks` later add whatever is still missing. To be used by one
+    process at a time, and closed before that process calls those.
     """
 
     def __init__(self, uri: str, name: str, store: Store, warn: Callable[[str], object]) -> None:
@@ -90,15 +93,20 @@ class Tracker:
         return None
 
     def _log_networks(self) -> TrackingError | InputError | None:
-        """Log networks that wait: one, and another while nothing else has happened."""
+        """Log networks that wait: for `NETWORKS_SECONDS`, and on while nothing else has happened."""
         if not self._networks or self._closing.is_set():
             return None
+        end = time.monotonic() + NETWORKS_SECONDS
+        some = dict(islice(self._networks.items(), AT_ONCE))
         try:
-            lacking = log_networks(self._uri, self._name, self._store, self._networks.values(), self._is_idle)
+            lacking = log_networks(
+                self._uri, self._name, self._store, some.values(),
+                lambda: not self._closing.is_set() and (not self._trials or time.monotonic() < end),
+            )  # fmt: skip
         except (TrackingError, InputError) as error:  # InputError: a checkpoint that is damaged
             return error
-        self._networks = {trial: record for trial, record in self._networks.items() if trial in lacking}
+        for trial in some:
+            record = self._networks.pop(trial)
+            if trial in lacking:  # it lets the others pass, should it go on lacking
+                self._networks[trial] = record
         return None
-
-    def _is_idle(self) -> bool:
-        return not (self._trials or self._closing.is_set())

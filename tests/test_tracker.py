@@ -1,4 +1,4 @@
-"""The tracker logs networks while the sweep runs, and only while nothing else waits."""
+"""The tracker logs networks while the sweep runs, and on while nothing else waits."""
 
 import time
 from pathlib import Path
@@ -13,10 +13,14 @@ from scl_ray.tracker import Tracker
 from scl_ray.tracking import networks
 
 
-def test_networks_are_logged_and_let_everything_else_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 600.0])
+def test_networks_are_logged_and_let_everything_else_pass_in_time(
+    seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(tracker, "FLUSH_SECONDS", 0.05)
     monkeypatch.setattr(tracker, "SHARE", 1.0)
+    monkeypatch.setattr(tracker, "NETWORKS_SECONDS", seconds)
     events: list[str] = []
     warnings: list[str] = []
     log_sweep, log_network = tracking.log_sweep, networks._log
@@ -46,7 +50,8 @@ def test_networks_are_logged_and_let_everything_else_pass(tmp_path: Path, monkey
             time.sleep(0.05)
         assert log.close()
     assert not warnings
-    assert events == [first, second, f"network of {first}", failed, f"network of {second}"]
+    later = [failed, f"network of {second}"] if seconds == 0 else [f"network of {second}", failed]
+    assert events == [first, second, f"network of {first}", *later]
     stored = Stored(uri, "live")
     assert {trial for trial, run in stored.trials.items() if "network" in run.data.tags} == {first, second}
     assert tracking.log_networks(uri, "live", store, [SUPCON, CROSS_ENTROPY]) == set()

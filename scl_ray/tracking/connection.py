@@ -60,12 +60,17 @@ def client(uri: str) -> "MlflowClient":
     return made(uri)
 
 
+class NotStored(Exception):
+    """Where MLflow's server does not write artifacts for its clients, they write them with the client of that storage,
+    whose errors (boto3's, say) are of its own kinds."""
+
+
 def failures() -> tuple[type[Exception], ...]:
     """What MLflow and the libraries below it raise when it is away, refuses or lacks a database's driver."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError
+    return MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError, NotStored
 
 
 def is_away(error: BaseException) -> bool:
@@ -92,6 +97,17 @@ def reported(uri: str) -> Iterator[None]:
         yield
     except failures() as error:
         raise TrackingError(unusable(uri, reason(error))) from error
+
+
+@contextlib.contextmanager
+def artifacts_stored() -> Iterator[None]:
+    """Raises NotStored for what the storage of MLflow's artifacts raises, where it is none of `failures`."""
+    try:
+        yield
+    except failures():
+        raise
+    except Exception as error:
+        raise NotStored(f"its artifacts cannot be stored: {error}") from error
 
 
 def runs_of(client: "MlflowClient", experiment_id: str, trials: Collection[str]) -> dict[str, list["Run"]]:
@@ -125,6 +141,8 @@ def _found(client: "MlflowClient", experiment_id: str, wanted: str) -> "Iterator
 def reason(error: BaseException) -> str:
     """The first sentence of what is behind *error*; MLflow's own message buries it."""
     while (cause := error.__cause__ or error.__context__) and not isinstance(cause, LookupError):
+        if isinstance(error, NotStored):
+            break
         error = cause
     if "mlflow db upgrade" in str(error):
         return "its database was made by another version of MLflow; copy it, then run 'mlflow db upgrade' with this URI"

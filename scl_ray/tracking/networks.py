@@ -32,7 +32,8 @@ def log_networks(
     still lack their network: MLflow was too slow, or memory, say, did not suffice. Raises TrackingError when MLflow is
     away.
     """
-    held = {trial: logged for trial, (logged, _) in connection.held(uri, name, LOGGED).items()}
+    with connection.reported(uri):
+        held = {trial: logged for trial, (logged, _) in connection.held(uri, name, LOGGED).items()}
     trained = {record["trial"]: record["finished"] for record in records if record.get("status") == "trained"}
     wanted = {trial: finished for trial, finished in trained.items() if held.get(trial) != finished}
     if not wanted:
@@ -84,7 +85,8 @@ def _log(client: "MlflowClient", run: "Run", store: Store, trial: str) -> str | 
             experiment_id, NAME, run_id, {"trial": trial}, run.data.params, "image classifier")  # fmt: skip
         about.model_id = model.model_id
         about.save(str(folder / "MLmodel"))
-        client.log_model_artifacts(model.model_id, str(folder))
+        with connection.artifacts_stored():
+            client.log_model_artifacts(model.model_id, str(folder))
     client.finalize_logged_model(model.model_id, "READY")
     if not (run.outputs and run.outputs.model_outputs):  # MLflow refuses to be told twice
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])

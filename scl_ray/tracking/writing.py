@@ -184,7 +184,8 @@ def _write_artifacts(client: "MlflowClient", run_id: str, artifacts: Mapping[str
             file = Path(folder, path)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
-        client.log_artifacts(run_id, folder)
+        with connection.artifacts_stored():
+            client.log_artifacts(run_id, folder)
 
 
 def _files(folder: str | None) -> dict[str, bytes]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from tracking.logged import CROSS_ENTROPY, MEANS, SUPCON, SWEEP, TRAINED, TRIPLET, Stored, record
+from test_checkpoint import made
+from tracking.logged import CROSS_ENTROPY, MEANS, SUPCON, SWEEP, TRAINED, TRIPLET, Stored, record, write_store
 
 from scl_ray import tracking
 from scl_ray.tracking import connection
@@ -233,6 +234,24 @@ def test_a_slow_server_holds_the_end_up_for_a_time_that_is_known(uri: str) -> No
         tracking.log_sweep(uri, "slow", [SUPCON], TRAINED, seconds=0.0)
     tracking.log_sweep(uri, "slow", [SUPCON], TRAINED, seconds=600.0)
     assert Stored(uri, "slow").trials[SUPCON["trial"]].info.status == "FINISHED"
+
+
+def test_artifacts_whose_storage_refuses_are_said_in_a_sentence(
+    uri: str, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie where the server does not write for its clients; boto3's errors are none of MLflow's."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    connection.client(uri).create_experiment("afar", artifact_location="s3://bucket/mlflow")
+    why = "its artifacts cannot be stored: .*[Cc]redentials"
+    with pytest.raises(tracking.TrackingError, match=why):
+        tracking.log_sweep(uri, "afar", [SUPCON], TRAINED, str(report))
+    store = write_store(tmp_path, "afar", {SUPCON["trial"]: made()})
+    with pytest.raises(tracking.TrackingError, match=why):
+        tracking.log_networks(uri, "afar", store, [SUPCON])
 
 
 def test_a_copied_folder_has_its_own_artifacts(tmp_path: Path, report: Path) -> None:
