@@ -33,7 +33,7 @@ import pyarrow as pa
 import torch
 from rich.console import Console
 
-from scl_ray import backbones, checkpoint, config, plan, session
+from scl_ray import backbones, checkpoint, config, plan, session, tracker
 from scl_ray.cluster import coordinator, driver
 from scl_ray.cluster.connection import ray
 from scl_ray.config import Cell
@@ -112,10 +112,22 @@ def coordinate(trial: Mapping[str, str], **arguments: Any) -> None:
 
 
 class Clock:
-    """CPU seconds, and seconds, of the functions that a run passes through."""
+    """CPU seconds, and seconds, of the functions that a run passes through; and CPU seconds of copying networks."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, float]] = {}
+        self.copying = 0.0
+
+    def of_copying(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.copying += time.thread_time() - started
+
+        return timed
 
     def of(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -137,7 +149,8 @@ def one(slots: int, trials: int, shards: int) -> dict[str, Any]:
         (plan, "make", clock.of("plan", plan.make)), (driver, "_run_trials", clock.of("run", driver._run_trials)),
         (session, "finish", clock.of("finish", session.finish)),
         (session.apart, "call", clock.of("report", session.apart.call)),
-        (session.tracking, "log_networks", clock.of("networks", session.tracking.log_networks)),
+        (tracker, "log_networks", clock.of_copying(tracker.log_networks)),
+        (session.tracking, "log_networks", clock.of("networks", clock.of_copying(session.tracking.log_networks))),
     ]  # fmt: skip
     for module, name, changed in patches:
         setattr(module, name, changed)
@@ -165,6 +178,7 @@ def one(slots: int, trials: int, shards: int) -> dict[str, Any]:
     return {
         "slots": slots, "trials": trials, "shards": shards,
         "phases": clock.found,  # finish contains the report and the networks that were not copied while it ran
+        "copying_networks_cpu_s": clock.copying,  # in all
         "memory_mb": {kind: {"at_quarters": [memory[round(share * (len(memory) - 1))][kind] for share in QUARTERS],
                              "most": max(look[kind] for look in memory)} for kind in memory[0]},
     }  # fmt: skip
@@ -172,7 +186,7 @@ def one(slots: int, trials: int, shards: int) -> dict[str, Any]:
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """CPU seconds of the driver for each trial with its shards, by size; how many of them copying networks took after
-    the trials, which is given a minute; and for one shard more."""
+    the trials, which is given a minute; and for one shard more, without those of copying networks."""
     spent, copying = (
         {(run["slots"], run["trials"], run["shards"]): sum(run["phases"][name]["cpu_s"] for name in phases)
          for run in runs}
@@ -181,11 +195,18 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     a_trial = {f"{slots} slots, {trials} trials of {shards} shards":
                {"all": round(seconds / trials, 4), "networks": round(copying[slots, trials, shards] / trials, 4)}
                for (slots, trials, shards), seconds in spent.items()}  # fmt: skip
-    but_networks = {size: seconds - copying[size] for size, seconds in spent.items()}
-    a_shard = [(seconds - but_networks[few]) / (few[1] * (shards - few[2]))
-               for (slots, trials, shards), seconds in but_networks.items()
-               for few in spent if few[:2] == (slots, trials) and few[2] < shards]  # fmt: skip
-    return {"cpu_s_of_a_trial": a_trial, "cpu_s_of_a_shard": round(max(a_shard), 5) if a_shard else None}
+    a_shard = [
+        round((_but_networks(many) - _but_networks(few)) / (few["trials"] * (many["shards"] - few["shards"])), 5)
+        for many in runs for few in runs
+        if (few["slots"], few["trials"]) == (many["slots"], many["trials"]) and few["shards"] < many["shards"]
+    ]  # fmt: skip
+    return {"cpu_s_of_a_trial": a_trial} | ({"cpu_s_of_a_shard": max(a_shard)} if a_shard else {})
+
+
+def _but_networks(run: Mapping[str, Any]) -> float:
+    # How many of them are copied within the minute is chance.
+    seconds = sum(run["phases"][name]["cpu_s"] for name in ("plan", "run", "finish"))
+    return float(seconds - run["copying_networks_cpu_s"])
 
 
 def _cpu() -> float:
