@@ -38,7 +38,7 @@ def mend(store: Store, plan: Plan, console: Console, *, checkpoints: Collection[
         found = [
             damage for each in pool.map(partial(_of_trial, store, plan, checkpoints), plan.trials) for damage in each
         ]
-    if store.fs.exists(store.path(SAMPLE_IMAGES)) and (why := store.problem(store.path(SAMPLE_IMAGES))):
+    if store.exists(SAMPLE_IMAGES) and (why := store.problem(store.path(SAMPLE_IMAGES))):
         found.append(Damage(SAMPLE_IMAGES, why))
     for damage in found:
         _remove(store, plan, damage, console)

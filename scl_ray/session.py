@@ -56,7 +56,7 @@ def write_plan(store: Store, plan: Plan, dataset: "Dataset", *, is_to_run: bool 
     done, or not even *is_to_run*."""
     resolved = yaml.safe_dump(plan.sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
     is_same = store.read("sweep.yaml") == resolved and store.read_json("plan.json") == plan.record()
-    if is_same and not (plan.work and is_to_run) and store.fs.exists(store.path(mending.SAMPLE_IMAGES)):
+    if is_same and not (plan.work and is_to_run) and store.exists(mending.SAMPLE_IMAGES):
         return
     # First of all: an older report must not pass for this run's, should the run end before its own is written.
     store.remove("report/index.html")
@@ -113,7 +113,7 @@ def finish(
         if failures:
             store.write_json(FAILURES, dict(failures))
         store.remove_superseded(plan.trials.keys() - failures.keys(), plan.cells)
-        is_to_write = not store.fs.exists(store.path("report/index.html"))
+        is_to_write = not store.exists("report/index.html")
     except (StorageError, Damaged) as error:
         unwritten = error
     try:
