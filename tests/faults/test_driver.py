@@ -33,6 +33,8 @@ def test_an_embedded_ray_dies_with_its_driver(
 
     second = start(*out)
     halted = gate.wait("shard")
+    # While one trial's shards halt, the other still trains; the kill is not to interrupt that a second time.
+    wait_for(lambda: "trained    gate:loss" in second.out, "it was not trained to its end")
     second.kill()
     wait_for(lambda: not any(map(is_alive, halted)), "shards went on without their driver")
     gate.open("shard")
